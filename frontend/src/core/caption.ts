@@ -159,12 +159,13 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
     : "";
   const unmeasured = "as a network of their own they were not measured";
   const own = variant.calibration ? " with its gains and offsets" : "";
+  const opened = view.collapsed.length ? ", all blocks open," : "";
   const alone =
     !drawnPart || other
       ? ` (${unmeasured})`
       : measured
         ? ` and, run as a network of their own${own}, ${reach(drawnPart.r2)}${random}`
-        : ` (${unmeasured}; those of the default view${view.collapsed.length ? ", all blocks open," : ""} ${reach(drawnPart.r2)}${random})`;
+        : ` (${unmeasured}; those of the default view${opened} ${reach(drawnPart.r2)}${random})`;
 
   const named = (each: Variant) => {
     if (each.role === "circuit" && !other) return "the circuit";

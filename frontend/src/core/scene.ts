@@ -137,7 +137,8 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
                 .sort((a, b) => graph.column[b]! - graph.column[a]! || flow.node[b]! - flow.node[a]! || a - b)
                 .flatMap((node) => graph.tilesOf(flow.aliveNode[node] === 2 ? otherSet : set, node).slice(0, 1))
             : graph.tilesOf(flow.aliveNode[best] === 2 ? otherSet : set, best),
-          // A filter that reads the image is shown as its kernel, a group as its strongest, a block as four of its output.
+          // A filter that reads the image is shown as its kernel, a group as its strongest, a block as four of its
+          // output.
           (members.length === 1 ? !parts.seesImage[unit] : parts.spans[unit] !== null) && sides[unit]! >= sizes.mosaic,
         ),
         flow: parts.flow[unit]!,

@@ -90,7 +90,7 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
           <p class="soft">
             {canWrite.value
               ? "What you type on a filter in the diagram is saved with this circuit. Notes on a unit"
-              : "Nothing is saved here: what you type on a filter in the diagram is in this page's address. Notes on a unit"}
+              : "Nothing is saved here: what you type on a filter in the diagram is in the address. Notes on a unit"}
             , whatever the circuit, are on its page
             {typeof circuit.unit === "number" && (
               <>

@@ -92,7 +92,8 @@ export function withNotes(source: Source, circuit: string, tell: (trouble: Troub
     if (theirs) conflict(of, mine, theirs);
     else
       tell(
-        `What you wrote on filter ${of.filter} of ${of.layer} is in the page's address, but not saved: ${problem.message}`,
+        `What you wrote on filter ${of.filter} of ${of.layer} is in the page's address, but not saved: ` +
+          problem.message,
       );
   };
   const save = async (of: Filter, mine: Note, before: Note) => {
