@@ -53,10 +53,10 @@ def main() -> None:
     print(f"refit of 5 %: {ratios(lambda: cc.refit(model, five, images), one_pass, given.rounds)} passes")
     for criterion in ("progressive", *(["learned"] if given.learned else [])):
         before, start = seconds(one_pass), time.perf_counter()
-        *_, last = cc.find_path(model, FEATURE, images, criterion=criterion, density=0.0025)
+        first, *_, last = cc.find_path(model, FEATURE, images, criterion=criterion, density=0.0025)
         taken, after = time.perf_counter() - start, seconds(one_pass)
         cost = last.provenance["cost"]
-        print(f"{criterion} from 10 % to .25 %: {2 * taken / (before + after):.1f} passes; images run: {cost}")
+        print(f"{criterion} from {100 * first.density:.3g} % to .25 %: {2 * taken / (before + after):.1f} passes; images run: {cost}")
     calibrated = cc.refit(model, five, images)
     for name, run in (
         ("masked", lambda circuit: lambda: cc.activations(model, FEATURE, images, circuit=circuit)),
