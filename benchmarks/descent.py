@@ -56,7 +56,8 @@ def main() -> None:
         first, *_, last = cc.find_path(model, FEATURE, images, criterion=criterion, density=0.0025)
         taken, after = time.perf_counter() - start, seconds(one_pass)
         cost = last.provenance["cost"]
-        print(f"{criterion} from {100 * first.density:.3g} % to .25 %: {2 * taken / (before + after):.1f} passes; images run: {cost}")
+        passes = 2 * taken / (before + after)
+        print(f"{criterion} from {100 * first.density:.3g} % to .25 %: {passes:.1f} passes; images run: {cost}")
     calibrated = cc.refit(model, five, images)
     for name, run in (
         ("masked", lambda circuit: lambda: cc.activations(model, FEATURE, images, circuit=circuit)),
