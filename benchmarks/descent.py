@@ -51,6 +51,11 @@ def main() -> None:
 
     five = cc.find(model, FEATURE, images, density=0.05)
     print(f"refit of 5 %: {ratios(lambda: cc.refit(model, five, images), one_pass, given.rounds)} passes")
+    for density in (1.0, 0.05, 0.01):
+        inside = cc.prune(cc.score(model, FEATURE, images, criterion="snip"), density=density)
+        in_circuit = {"circuit": inside, "criterion": "gauss_newton", "centered": True}
+        taken = ratios(lambda how=in_circuit: cc.score(model, FEATURE, images, **how), one_pass, given.rounds)
+        print(f"Gauss-Newton scores inside {density:.0%} of the kernels: {taken} passes")
     for criterion in ("progressive", *(["learned"] if given.learned else [])):
         before, start = seconds(one_pass), time.perf_counter()
         first, *_, last = cc.find_path(model, FEATURE, images, criterion=criterion, density=0.0025)

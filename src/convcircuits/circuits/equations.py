@@ -128,8 +128,8 @@ class Equations:
         kernels = wide(replace(call, weight=weight).kernels)
         filters, channels = kernels.shape[1:3]
         kernels, place = kernels.flatten(0, 1), torch.arange(call.groups * channels)  # of a channel among those read
-        if isinstance(call, ConvCall) and call.groups == 1:
-            read = running.any(0).nonzero()[:, 0]
+        read = running.any(0).nonzero()[:, 0]
+        if isinstance(call, ConvCall) and call.groups == 1 and len(read):
             call, place = replace(call, x=call.x[:, read]), torch.zeros_like(place)
             place[read.cpu()] = torch.arange(len(read))
         else:

@@ -216,7 +216,7 @@ class UnitsBatch(Batch):
         self._read: GradientEdge | None = None
         self._last: KernelCall | None = None
         self._trace, self.size = trace, len(images)
-        self._calls, self._parts = [], {}
+        self._calls = []
         with torch.enable_grad():
             graph = trace.subject.maps(images.detach().requires_grad_(), None, self._watch)
         trace.cost["forward"] += self.size

@@ -227,7 +227,7 @@ class Batch:
     def __init__(self, trace: "Trace", images: Tensor) -> None:
         self._trace, self.size = trace, len(images)
         self._calls: list[tuple[KernelCall, GradientEdge]] = []
-        self._parts: dict[str, tuple[Tensor, Tensor]] = {}
+        self._held: dict[str, list[ConvCall]] = {}  # of each layer, its calls with what a circuit needs of them
         subject = trace.subject
         with torch.enable_grad():
             maps = subject.maps(images.detach().requires_grad_(), trace.masks, self._watch)
@@ -262,18 +262,7 @@ class Batch:
                     "detach, a comparison), and criteria that follow gradients cannot score that. Give such calls a "
                     f"layer of their own, use {option('criterion', 'magnitude')}, or choose a feature before it."
                 )
-            call = replace(call, x=x)
-            if isinstance(call, ConvCall) and (part := self._part(call)) is not None:
-                self._parts[call.layer] = part
-                call = call.part(*part)
-            self._calls.append((call, get_gradient_edge(output)))
-
-    def _part(self, call: ConvCall) -> tuple[Tensor, Tensor] | None:
-        """Return the filters and channels that a circuit's layer needs; None for all."""
-        trace = self._trace
-        if trace.masks is None or not trace.masks.effective or trace.granularity != "kernel":
-            return None
-        return trace.masks.part(call)
+            self._calls.append((replace(call, x=x), get_gradient_edge(output)))
 
     def backward(self, gradient: Tensor) -> Iterator[Layer]:
         """Backpropagate a gradient of the maps and yield the layers, the last one first.
@@ -294,13 +283,12 @@ class Batch:
         by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
         for (call, _), g in zip(self._calls, gradients, strict=True):
             if g is not None:
-                g = g[:, self._parts[call.layer][0]] if call.layer in self._parts else g
                 by_layer.setdefault(call.layer, []).append(in_one_dtype(call, g))
         self._trace.cost["backward"] += self.size
         del gradients
         check_reached(self._trace.subject.feature, self._trace.relevant, by_layer)
         for name in reversed(list(by_layer)):
-            yield self._layer(name, by_layer.pop(name))
+            yield self._needed(name, by_layer.pop(name))
 
     def weights(self) -> Iterator[tuple[str, Tensor, Layer]]:
         """Yield each layer's name, the weights that its elements actually use, (g, o, e, k), and the layer."""
@@ -312,8 +300,24 @@ class Batch:
             yield name, layer.weights, layer
 
     def _layer(self, name: str, calls: list[tuple[KernelCall, Tensor]]) -> Layer:
-        trace, (_, channels) = self._trace, self._parts.get(name, (None, None))
-        return Layer(name, tuple(calls), trace.shapes[name], trace.memory, trace.granularity, channels)
+        trace = self._trace
+        return Layer(name, tuple(calls), trace.shapes[name], trace.memory, trace.granularity)
+
+    def _needed(self, name: str, calls: list[tuple[KernelCall, Tensor]]) -> Layer:
+        """Return a layer with only the filters and channels of its kernels inside a circuit, where that pays."""
+        layer, masks = self._layer(name, calls), self._trace.masks
+        if masks is None or not masks.effective or self._trace.granularity != "kernel":
+            return layer
+        convolutions = [(call, gradient) for call, gradient in calls if isinstance(call, ConvCall)]
+        if len(convolutions) < len(calls):
+            return layer
+        part = masks.part(convolutions[0][0])
+        if part is None:
+            return layer
+        if name not in self._held:  # several gradients need the same
+            self._held[name] = [call.part(*part) for call, _ in convolutions]
+        gradients = [gradient[:, part[0]] for _, gradient in convolutions]
+        return replace(layer, calls=tuple(zip(self._held[name], gradients, strict=True)), channels=part[1])
 
 
 def where_counted(gradient: Tensor, indices: Tensor | None) -> Tensor:

@@ -93,7 +93,7 @@ def selectable(
     all_held: Mapping[str, Any] | None = None,
     fit: Batches | None = None,
 ) -> Selectable:
-    """Tell images that a circuit was found on from images that were held out.
+    """Return which images can be selected, and their names with what is known of each.
 
     An image was used if it is known to be one of those that the circuit was found on or its size was chosen on, or to
     be a crop of the same photograph. Every other one of ``held_out`` was held out.

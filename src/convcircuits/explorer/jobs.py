@@ -291,7 +291,7 @@ class Jobs:
         return next((job for job in reversed(self._running) if job._begun), self._running[0] if self._running else None)
 
     def _wait_for_the_cancelled(self) -> None:
-        """Give the job that is being done its time to stop, if it is to stop."""
+        """Set when the worker is killed: some time from now if the job that is being done is to stop, else never."""
         active = self._active
         self._kill_at = time.monotonic() + PATIENCE if active is not None and active.cancelled else None
 

@@ -124,7 +124,7 @@ class Masks:
     def part(self, call: ConvCall) -> tuple[Tensor, Tensor] | None:
         """Return the computed filters and the channels of kept kernels, int64; None if that is not much less than all.
 
-        All calls of a layer have the same ones.
+        All convolutions of a layer have the same ones, as a layer with several calls computes all filters.
         """
         return _part(call, _computed(self.kernels[call.layer], call))
 
