@@ -522,12 +522,18 @@ def test_a_unit_of_two_mechanisms_is_split_into_them(open_page, planted):
     assert sorted(colors, key=str) == [{"blu"}, {"red"}]
 
 
-def test_a_job_is_cancelled_in_the_middle_and_the_next_one_runs(open_page, planted):
+def slowed(open_page, planted):
+    """Open the page of jobs of the planted model, which runs slowly until the file ``slow`` is gone."""
     folder, address = planted
     page = open_page(address)
     expect(page.get_by_text("Complete: 60 photographs.")).to_be_visible()
     page.goto(f"{page.url}jobs")
     (folder / "slow").touch()
+    return folder, page
+
+
+def test_a_job_is_cancelled_in_the_middle_and_the_next_one_runs(open_page, planted):
+    folder, page = slowed(open_page, planted)
     page.evaluate(ASKED, SLOW)
     page.wait_for_function("() => document.querySelector('[role=progressbar]')?.ariaValueNow >= 30")
     page.get_by_role("button", name="cancel: find").click()
@@ -542,11 +548,7 @@ def test_a_job_is_cancelled_in_the_middle_and_the_next_one_runs(open_page, plant
 
 
 def test_a_worker_that_is_killed_fails_its_job_with_a_sentence_and_the_page_lives(open_page, planted):
-    folder, address = planted
-    page = open_page(address)
-    expect(page.get_by_text("Complete: 60 photographs.")).to_be_visible()
-    page.goto(f"{page.url}jobs")
-    (folder / "slow").touch()
+    folder, page = slowed(open_page, planted)
     page.evaluate(ASKED, SLOW | {"seed": 1})
     expect(page.locator("[role=progressbar]")).to_have_count(1)
     (folder / "dies").touch()
