@@ -537,6 +537,19 @@ def test_a_path_of_another_descent_is_refused(model):
         cc.diagram(model, steep[-1], path=[steep[0], steep[-1]])
 
 
+@pytest.mark.parametrize(("criterion", "steps"), [("learned", {"steps": 2, "final": 2}), ("progressive", {})])
+def test_only_circuits_of_a_descent_that_trains_have_no_random_one_beside_them(model, criterion, steps):
+    given, held_out = images(12), images(6, seed=1)
+    path = cc.find_path(model, FEATURE, given, criterion=criterion, filters=4, fan_in=3, start=0.9, **steps)
+    drawn = cc.diagram(
+        model, path[-1], images=given, held_out=held_out, fit=given, path=path[-3:-1], controls=False
+    ).document
+    beside = {one.role: one.fidelity.r2_random for one in drawn.variants if one.role != "control"}
+    assert list(beside) == ["circuit", "level"]
+    assert beside["circuit"] is not None
+    assert (beside["level"] is None) == (criterion == "learned")
+
+
 def fitted_and_controls(model, **asked):
     """A fitted circuit, the images that it was fitted on and others, and its controls."""
     given, held_out = images(12), images(6, seed=1)
