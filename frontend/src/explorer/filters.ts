@@ -1,7 +1,7 @@
 /** What readers write on the filters of a circuit's diagram: the project keeps it, and the page's address only what is
  *  not saved. */
 
-import { formatHash, parseHash } from "../app/hash.js";
+import { formatHash } from "../app/hash.js";
 import type { Source } from "../app/source.js";
 import { decode } from "../core/decode.js";
 import { NodeKind, type Note as Noted, type View } from "../core/types.js";
@@ -28,45 +28,56 @@ export function withNotes(source: Source, circuit: string, tell: (trouble: Troub
       : null;
   });
   const keys = filters.map((of) => of && filterKey(of));
-  const savedOn = (node: number): Note => notes.value[keys[node] ?? ""] ?? EMPTY;
-  const unsaved = (written: readonly Noted[]) =>
-    written.filter(({ node, label, note }) => !(savedOn(node).label === label && savedOn(node).text === note));
+  const savedOn = (node: number): Noted => {
+    const { label, text: note } = notes.value[keys[node] ?? ""] ?? EMPTY;
+    return { node, label, note };
+  };
   let shown = new Map<number, Noted>(); // as the diagram has them now
+  /** What was written here, or came with the address, and is not saved: it stands in place of what is. */
+  const unsaved = new Map<number, Noted>();
   let [waiting, queue] = [0, Promise.resolve()];
   let changed = () => {};
-  let last: Parameters<Source["write"]> | null = null;
+  let last: [view: View, base: View, selection: number[]] | null = null;
   let lasting = ""; // what the address had of the last view besides notes
+  let addressed = true; // the diagram is about to show what the address says
 
-  /** All notes: the saved ones and, in place of these, those in the address. */
+  const settle = () => {
+    for (const [node, written] of unsaved) if (equal(written, savedOn(node))) unsaved.delete(node);
+  };
   const merged = (): Map<number, Noted> => {
+    settle();
     const all = new Map<number, Noted>();
     for (const node of keys.keys()) {
-      const { label, text: note } = savedOn(node);
-      if (label || note) all.set(node, { node, label, note });
+      const written = unsaved.get(node) ?? savedOn(node);
+      if (written.label || written.note) all.set(node, written);
     }
-    for (const written of parseHash(location.hash).notes ?? []) all.set(written.node, written);
     return all;
   };
-  const same = (a: ReadonlyMap<number, Noted>, b: ReadonlyMap<number, Noted>) =>
-    JSON.stringify([...a.values()].sort(byNode)) === JSON.stringify([...b.values()].sort(byNode));
 
   /** Shows what was written elsewhere, but not in place of what the reader is just writing. */
   const look = () => {
     const writing = document.activeElement?.shadowRoot?.activeElement?.matches(DRAWN);
     if (!writing && waiting === 0 && !same(merged(), shown)) changed();
   };
-  const write: Source["write"] = (view, base, selection, step) => {
-    last = [view, base, selection, false];
+  const set = (written: Noted) => {
+    unsaved.set(written.node, written);
+    if (written.label || written.note) shown.set(written.node, written);
+    else shown.delete(written.node);
+  };
+  const address = (step: boolean) => {
+    if (!last) return;
+    settle();
+    const [view, base, selection] = last;
     const empty: View = { ...base, notes: [] };
     const rest = formatHash({ ...view, notes: [] }, empty);
-    source.write({ ...view, notes: unsaved(view.notes) }, empty, selection, step && rest !== lasting);
+    source.write({ ...view, notes: [...unsaved.values()] }, empty, selection, step && rest !== lasting);
     lasting = rest;
   };
   const put = async (of: Filter, mine: Note, tag: string) => {
     const { note } = await api.writeNote(of, mine, tag);
     const { [filterKey(of)]: _, ...others } = notes.value;
     notes.value = note.label || note.text || note.star ? { ...others, [filterKey(of)]: note } : others;
-    if (last) write(...last); // without what is saved now
+    address(false); // without what is saved now
     tell(null);
   };
   const conflict = (of: Filter, mine: Note, theirs: Tagged) => {
@@ -77,10 +88,8 @@ export function withNotes(source: Source, circuit: string, tell: (trouble: Troub
       theirs,
       keep: () => void put(of, mine, theirs.tag).catch(again),
       take: () => {
-        if (last) {
-          const [view, ...rest] = last;
-          write({ ...view, notes: view.notes.filter(({ node }) => keys[node] !== filterKey(of)) }, ...rest);
-        }
+        for (const node of unsaved.keys()) if (keys[node] === filterKey(of)) unsaved.delete(node);
+        address(false);
         tell(null);
         changed();
       },
@@ -110,26 +119,38 @@ export function withNotes(source: Source, circuit: string, tell: (trouble: Troub
   const note = (written: Noted) => {
     const of = filters[written.node];
     const { label, note: text } = shown.get(written.node) ?? { label: "", note: "" };
-    if (written.label || written.note) shown.set(written.node, written);
-    else shown.delete(written.node);
-    if (!of) return; // a sum, say: it has no name that a file could hold
+    set(written);
+    if (!of || !canWrite.value) return; // a sum, say, has no name that a file could hold
     waiting++;
     const mine = { label: written.label, star: false, text: written.note };
     queue = queue.then(() => save(of, mine, { label, star: false, text }));
   };
   return {
     ...source,
-    ...(canWrite.value && { note }),
+    note,
     view() {
+      const view = source.view();
+      if (addressed) for (const written of view.notes ?? []) unsaved.set(written.node, written);
+      addressed = false;
       shown = merged();
-      return { ...source.view(), notes: [...shown.values()] };
+      return { ...view, notes: [...shown.values()] };
     },
-    write,
+    write(view, base, selection, step) {
+      const now = new Map(view.notes.map((written) => [written.node, written]));
+      for (const node of shown.keys()) if (!now.has(node)) set({ node, label: "", note: "" });
+      for (const written of now.values()) if (!equal(written, shown.get(written.node))) set(written);
+      last = [view, base, selection];
+      address(step);
+    },
     onView(told) {
       changed = told;
+      const moved = () => {
+        addressed = true;
+        told();
+      };
       const later = () => setTimeout(look);
       addEventListener("focusout", later);
-      const stops = [source.onView(told), notes.subscribe(later)];
+      const stops = [source.onView(moved), notes.subscribe(later)];
       return () => {
         removeEventListener("focusout", later);
         for (const stop of stops) stop();
@@ -138,6 +159,10 @@ export function withNotes(source: Source, circuit: string, tell: (trouble: Troub
   };
 }
 
-function byNode(a: Noted, b: Noted): number {
-  return a.node - b.node;
+function equal(a: Noted, b: Noted | undefined): boolean {
+  return a.label === (b?.label ?? "") && a.note === (b?.note ?? "");
+}
+
+function same(a: ReadonlyMap<number, Noted>, b: ReadonlyMap<number, Noted>): boolean {
+  return a.size === b.size && [...a.values()].every((written) => equal(written, b.get(written.node)));
 }
