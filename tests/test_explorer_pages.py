@@ -2,7 +2,9 @@
 
 import gzip
 import importlib
+import json
 import re
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,9 +14,11 @@ import pytest
 import torch
 from PIL import Image
 from playwright.sync_api import expect
+from typer.testing import CliRunner
 
 import convcircuits as cc
 import twofold
+from convcircuits.cli import application
 
 AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
 MODEL = """
@@ -575,3 +579,25 @@ def test_pages_fit_every_window_and_can_be_read(open_page, scheme):
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.zoo
+def test_on_real_weights_the_page_finds_what_its_command_finds(browser, open_page, tmp_path):
+    with cc.explore("vgg16_hed", "sample", project=tmp_path / "project", size=80, port=0, open=False) as server:
+        page = open_page(server.address)
+        expect(page.get_by_text(re.compile(r"Complete: \d+ photographs"))).to_be_visible(timeout=120_000)
+        page.goto(f"{page.url}l/features.5")
+        page.locator("[data-at='1'] .cell").click()
+        expect(page.get_by_role("heading", level=1)).to_contain_text("unit 1")
+        page.locator("[part=number]").fill(".2")
+        page.locator("[part=criterion]").select_option("snip")
+        page.locator("[part=crops]").fill("5")
+        page.locator("[part=find]").click()
+        page.get_by_role("link", name="open the circuit").click(timeout=120_000)
+        shown = page.locator(".figures .own td").first.inner_text()
+        command = page.locator("pre[aria-label^='The command']").inner_text()
+        (file,) = (tmp_path / "project" / "circuits").glob("*.safetensors")
+        page.context.close()
+    found = CliRunner().invoke(application.app, [*shlex.split(command)[1:-1], str(tmp_path / file.name), "--json"])
+    assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+    assert float(shown) == pytest.approx(json.loads(found.stdout)["r2"], abs=0.006)
