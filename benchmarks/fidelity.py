@@ -282,7 +282,7 @@ def main() -> None:
     names = list(dict.fromkeys(net.name for net in nets))
     if not page.read(given.folder, names):
         parser.error(f"{given.folder} holds nothing that was measured, so the page would be empty")
-    text = page.text(given.folder, names, RULE)
+    text = page.text(given.folder, names, RULE, findings=not given.quick)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(text)
 

@@ -87,13 +87,13 @@ def read(folder: Path, nets: Sequence[str]) -> list[dict[str, Any]]:
     return sorted(records, key=lambda one: (nets.index(one["net"]), one["layer"], one["unit"]["unit"]))
 
 
-def text(folder: Path, nets: Sequence[str], rule: str) -> str:
-    """Return the page."""
+def text(folder: Path, nets: Sequence[str], rule: str, *, findings: bool = True) -> str:
+    """Return the page; with the findings, which are those of the whole benchmark, unless it is of other units."""
     records = read(folder, nets)
     held_out = [one for one in records if one["run"] != "paper"]
     curves = curves_of(held_out)
     parts = [_head(held_out, rule)]
-    if FINDINGS.exists():
+    if findings:
         parts.append(FINDINGS.read_text().strip())
     parts += [
         _needed(curves),
