@@ -747,6 +747,21 @@ def test_a_refitted_circuit_runs_the_same_everywhere(name, method, tmp_path):
     assert report.r2 == pytest.approx(oracles.r2(oracles.full_map(model, *case.features[-1], held_out), expected))
 
 
+@pytest.mark.parametrize("granularity", ["filter", "weight"])
+@pytest.mark.parametrize("name", ["plain", "residual", "grouped", "mobile"])
+def test_so_does_one_of_filters_or_weights(name, granularity, tmp_path):
+    case, model, circuit = NETS[name], built(name), last(name, 0.6, granularity)
+    refitted = cc.refit(model, circuit, case.images(6))
+    assert refitted.constants
+    held_out, about = case.images(3, seed=5), {"gain": refitted.gain, "offset": refitted.offset}
+    masks = masks_for_oracle(case, model, circuit)
+    expected = oracles.circuit_map(model, masks, *case.features[-1], held_out, blocks=case.blocks, **about)
+    close(cc.activations(model, circuit.feature, held_out, circuit=refitted), expected)
+    assert cc.load(cc.save(refitted, tmp_path / "c.safetensors")) == refitted
+    with torch.no_grad():
+        close(cc.extract(model, refitted, input_shape=case.input_shape)(held_out), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "flat_head"])
 def test_a_refitted_circuit_runs_in_onnxruntime(name, tmp_path):
