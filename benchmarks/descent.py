@@ -49,7 +49,7 @@ def main() -> None:
             some = some.clone().requires_grad_()
             torch.autograd.grad(subject.maps(some).square().sum(), some)
 
-    five = cc.find(model, FEATURE, images, density=0.05)
+    five = cc.find(model, FEATURE, images, criterion="snip", density=0.05)  # without gains
     print(f"refit of 5 %: {ratios(lambda: cc.refit(model, five, images), one_pass, given.rounds)} passes")
     for density in (1.0, 0.05, 0.01):
         inside = cc.prune(cc.score(model, FEATURE, images, criterion="snip"), density=density)

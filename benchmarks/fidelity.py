@@ -39,7 +39,7 @@ from convcircuits.zoo.images import Crops, Photograph, photographs, split_photog
 from convcircuits.zoo.models import LoadedModel, load_model
 
 ROOT = Path(__file__).parents[1]
-RECORDS = ROOT / "benchmarks" / "records"  # committed, so that a page can be written again
+RECORDS = ROOT / "benchmarks" / "records"
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def measured(data: Data, feature: cc.Feature, run: str) -> dict[str, Any]:
     descends = run in ("progressive", "learned")
     found = {"series": series, "rows": rows, **sums(data, feature, circuits, readout=not descends)}
     if descends:
-        report = cc.controls(data.model, circuits[-1], data.test, fit=data.train)
+        report = cc.controls(data.model, circuits[-1], data.test, fit=data.train, photographs=data.test_names)
         found["controls"] = report.as_dict()
     return found
 
@@ -285,7 +285,10 @@ def main() -> None:
         for net in nets:
             if not given.layer or net.layer in given.layer:
                 measure(Data.of(net, pictures, counts), runs, given.folder)
-    text = page.text(given.folder, list(dict.fromkeys(net.name for net in nets)), RULE)
+    names = list(dict.fromkeys(net.name for net in nets))
+    if not page.read(given.folder, names):
+        parser.error(f"{given.folder} holds nothing that was measured, so the page would be empty")
+    text = page.text(given.folder, names, RULE, findings=not given.quick)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(text)
 

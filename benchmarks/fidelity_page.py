@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -86,13 +87,13 @@ def read(folder: Path, nets: Sequence[str]) -> list[dict[str, Any]]:
     return sorted(records, key=lambda one: (nets.index(one["net"]), one["layer"], one["unit"]["unit"]))
 
 
-def text(folder: Path, nets: Sequence[str], rule: str) -> str:
-    """Return the page."""
+def text(folder: Path, nets: Sequence[str], rule: str, *, findings: bool = True) -> str:
+    """Return the page; with the findings, which are those of the whole benchmark, unless it is of other units."""
     records = read(folder, nets)
     held_out = [one for one in records if one["run"] != "paper"]
     curves = curves_of(held_out)
     parts = [_head(held_out, rule)]
-    if FINDINGS.exists():
+    if findings:
         parts.append(FINDINGS.read_text().strip())
     parts += [
         _needed(curves),
@@ -266,7 +267,7 @@ def _at_sizes(curves: dict[str, dict[Unit, Curve]]) -> str:
                 for where in (INSIDE, RECTIFIED):
                     one = torch.tensor([c.at(share, where, torch.ones(1, len(c.photographs)).double()) for c in some])
                     one = one[~one.isnan()]
-                    pair.append(_figure(float(one.median())) if len(one) else "-")
+                    pair.append(_figure(statistics.median(one.tolist())) if len(one) else "-")
                 cells.append(" / ".join(pair) if pair[0] != "-" else "-")
             if some:
                 rows.append([way, f"{len(some)}", *cells])
@@ -318,7 +319,7 @@ def _cost(records: Sequence[dict[str, Any]]) -> str:
         if (cost := record["rows"][-1]["cost"]) is not None and record["run"] in ("progressive", "learned"):
             run = cost.get("forward", 0) + 2 * cost.get("backward", 0) + 3 * cost.get("trained", 0)
             passes[record["run"]].append(run / 3 / record["images"][0])
-    rows = [[run, f"{len(some)}", f"{sorted(some)[len(some) // 2]:.0f}"] for run, some in passes.items()]
+    rows = [[run, f"{len(some)}", f"{statistics.median(some):.0f}"] for run, some in passes.items()]
     if not rows:
         return ""
     return (

@@ -112,6 +112,15 @@ def test_a_control_is_refitted_as_the_circuit_was(method):
     assert control == cc.refit(model, bare, images, method=method, ridge=0.3, positions=20, seed=4)
 
 
+@pytest.mark.parametrize(("trained", "steps"), [(0, 5), (17, 6), (2100, 500)])
+def test_a_control_takes_as_many_steps_as_the_whole_descent_did_up_to_a_limit(trained, steps):
+    model = CASE.build()
+    circuit = found(model, "learned", 0.3, start=0.3, steps=5, final=5, batch=3)
+    said = dict(circuit.provenance) | {"cost": circuit.provenance["cost"] | {"trained": trained}}
+    fit = fit_of(subject_of(model), replace(circuit, provenance=said), batches_of(CASE.images(5)))
+    assert {fit.about()["trained"][name] for name in ("steps", "final")} == {steps}
+
+
 def test_without_a_calibration_nothing_is_fitted():
     model, images = CASE.build(), CASE.images(5)
     circuit = found(model)

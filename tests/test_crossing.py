@@ -296,6 +296,9 @@ def test_errors_in_training_are_those_on_the_training_images_and_overfitting_is_
         (report.row("red", "red").train_error + report.row("blue", "blue").train_error) / 2
     )
     assert any("they overfit" in note for note in report.notes) == (one.own - one.train > 0.1)
+    constants = " and ".join(str(circuit.constants) for circuit in found.values())
+    assert any(f"the circuits have {constants} constants that were fitted" in note for note in report.notes)
+    assert not any("constants" in note for note in known().notes)
 
 
 def test_the_control_deals_images_of_loaders_in_any_order_without_holding_them():

@@ -458,6 +458,8 @@ def test_images_are_counted_where_they_run(options, forward, backward):
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(6)
     found = cc.find(model, feature, images, density=0.5, batch_size=4, **options)
     assert found.provenance["cost"] == {"forward": forward} | back
+    if back == {}:
+        assert found.summary().splitlines()[-1].endswith("images run: 6 forward, that is 1 pass over its 6 images")
     for times in (1, 2):  # the full model and the circuit
         found = cc.refit(model, found, images, positions=8)
         assert found.provenance["cost"] == {"forward": forward + 12 * times} | back

@@ -99,6 +99,7 @@ def test_the_quick_benchmark_runs_and_goes_on_where_it_stood(tmp_path):
     text = (tmp_path / "page.md").read_text()
     for way in ("snip", "snip, readout", "snip, refitted", "progressive"):
         assert f"\n| {way} | " in text
+    assert "What this shows" not in text  # which is of the whole benchmark
     files = sorted((tmp_path / "measured").rglob("*.json"))
     assert [file.stem.rpartition("-")[2] for file in files] == ["progressive", "snip"]
     assert len(first.stdout.splitlines()) == 2

@@ -1,5 +1,6 @@
 """Refitting: against explicit design matrices, and the laws that least squares obeys."""
 
+import copy
 import functools
 import itertools
 from dataclasses import replace
@@ -144,6 +145,99 @@ def test_features_that_are_no_kernel_layer_are_fitted_alike(name, layer, unit, c
     circuit = circuit_of(model, cc.Feature(layer, unit, call=call), images[:2], 0.6)
     about = {"method": "kernels", "ridge": 0.01, "blocks": case.blocks, "call": call}
     agree(cc.refit(model, circuit, images), *oracles.refit(model, dict(circuit.elements), layer, unit, images, **about))
+
+
+class ChannelsLast(nn.Module):
+    """A block of ConvNeXt: depthwise, LayerNorm and Linear layers over channels that come last; then a GroupNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.depth = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.norm, self.up, self.down = nn.LayerNorm(6), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.groups, self.head = nn.GroupNorm(2, 6), nn.Conv2d(6, 3, 1)
+        for norm in (self.norm, self.groups):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.norm(self.depth(x).permute(0, 2, 3, 1))
+        y = self.down(torch.nn.functional.gelu(self.up(y))).permute(0, 3, 1, 2)
+        return self.head(self.groups(x + y).relu())
+
+
+def outputs(model, images):
+    """{layer: (what it reads, what it gives)}, called once."""
+    found = {}
+
+    def watch(layer, read, gives):
+        found[layer] = read[0], gives
+
+    layers = {name: one for name, one in model.named_modules() if isinstance(one, nn.Conv2d | nn.Linear)}
+    hooks = [one.register_forward_hook(watch) for one in layers.values()]
+    with torch.no_grad():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return {name: found[one] for name, one in layers.items()}
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_layers_around_norms_over_channels_are_fitted_alike(method):
+    """No filter is dead, so the circuit is the model with its gains in the weights and its offsets in the biases."""
+    model = seeded(ChannelsLast, 21)()
+    images = torch.randn(6, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights = {name: one.weight.data for name, one in model.named_modules() if isinstance(one, nn.Conv2d | nn.Linear)}
+    masks = {name: torch.ones(weight.shape[:2]) for name, weight in weights.items()}
+    masks["stem"][torch.arange(6), torch.arange(6) % 3] = 0
+    masks["up"][torch.arange(8), torch.arange(8) % 6] = 0
+    masks["down"][torch.arange(6), torch.arange(6)] = 0
+    masks["head"][1, 4] = 0
+    circuit = cc.Circuit.from_masks(model, cc.Feature("head", 1), masks, input_shape=(3, 8, 8))
+    assert len(circuit) < circuit.relevant
+    refitted = cc.refit(model, circuit, images, method=method, batch_size=4)
+    full, copied = outputs(model, images), copy.deepcopy(model)
+    gain, offset = {}, {}
+    for name, kept in circuit.kernels.items():
+        layer = copied.get_submodule(name)
+        layer.weight.data *= over_weights(kept.double(), layer.weight)
+        (reads, gives), target = outputs(copied, images)[name], full[name][1]
+        axis = 1 if isinstance(layer, nn.Conv2d) else 3
+        gain[name], offset[name] = torch.ones(kept.shape).double(), torch.zeros(len(kept)).double()
+        for o in kept.any(1).nonzero()[:, 0].tolist():
+            y, made = target.select(axis, o).flatten().numpy(), gives.select(axis, o).flatten()
+            z = torch.stack([alone(layer, reads, o, i).flatten() for i in kept[o].nonzero()[:, 0].tolist()], 1)
+            rest = (made - z.sum(1)).numpy()  # the bias
+            spread = ((y - y.mean()) ** 2).sum()
+            if method == "mean":
+                offset[name][o] = float((y - made.numpy()).mean())
+            elif method == "filters":
+                a, offset[name][o] = oracles.least_squares(y - rest, z.sum(1, keepdim=True).numpy(), 0.01, spread)
+                gain[name][o] = float(a[0])
+            else:
+                a, offset[name][o] = oracles.least_squares(y - rest, z.numpy(), 0.01, spread)
+                gain[name][o, kept[o]] = torch.from_numpy(a)
+        layer.weight.data *= over_weights(gain[name], layer.weight)
+        layer.bias.data += offset[name]
+    agree(refitted, gain, offset)
+    with torch.no_grad():
+        close(cc.activations(model, circuit.feature, images, circuit=refitted), copied(images)[:, 1])
+        close(cc.extract(model, refitted, input_shape=(3, 8, 8))(images), copied(images)[:, 1])
+
+
+def over_weights(table, weight):
+    """A table of kernels that multiplies a weight."""
+    return table.reshape(*table.shape, *[1] * (weight.dim() - 2))
+
+
+def alone(layer, reads, o, i):
+    """What one kernel adds."""
+    weight = torch.zeros_like(layer.weight)
+    weight[o, i] = layer.weight[o, i].detach()
+    if isinstance(layer, nn.Linear):
+        return torch.nn.functional.linear(reads, weight)[..., o]
+    made = torch.nn.functional.conv2d(reads, weight, None, layer.stride, layer.padding, groups=layer.groups)
+    return made[:, o]
 
 
 def test_a_filter_that_is_dead_in_one_call_is_fitted_on_the_other():
@@ -651,6 +745,21 @@ def test_a_refitted_circuit_runs_the_same_everywhere(name, method, tmp_path):
     report = cc.evaluate(model, refitted, held_out)
     assert report.constants == refitted.constants
     assert report.r2 == pytest.approx(oracles.r2(oracles.full_map(model, *case.features[-1], held_out), expected))
+
+
+@pytest.mark.parametrize("granularity", ["filter", "weight"])
+@pytest.mark.parametrize("name", ["plain", "residual", "grouped", "mobile"])
+def test_so_does_one_of_filters_or_weights(name, granularity, tmp_path):
+    case, model, circuit = NETS[name], built(name), last(name, 0.6, granularity)
+    refitted = cc.refit(model, circuit, case.images(6))
+    assert refitted.constants
+    held_out, about = case.images(3, seed=5), {"gain": refitted.gain, "offset": refitted.offset}
+    masks = masks_for_oracle(case, model, circuit)
+    expected = oracles.circuit_map(model, masks, *case.features[-1], held_out, blocks=case.blocks, **about)
+    close(cc.activations(model, circuit.feature, held_out, circuit=refitted), expected)
+    assert cc.load(cc.save(refitted, tmp_path / "c.safetensors")) == refitted
+    with torch.no_grad():
+        close(cc.extract(model, refitted, input_shape=case.input_shape)(held_out), expected)
 
 
 @pytest.mark.slow

@@ -165,8 +165,9 @@ def find(
         density: Kept elements as a share of the relevant ones, in (0, 1].
         kernels: Number of elements to keep, instead of a density.
         effective: Whether ``density`` and ``kernels`` count only effective kernels, those on a complete path inside the
-            circuit. Then no other kernel is kept, and its place goes to the next best. If the number cannot be reached,
-            a note says which one is. By default only criteria that descend count so.
+            circuit. Then no other kernel is kept, and its place goes to the next best. If so many are not found to fit
+            together, a note says how many are; where a layer runs several times, more may be possible. By default only
+            criteria that descend count so.
         filters: The most live filters of a layer. With ``fan_in``, instead of a density; all kept kernels are
             effective.
         fan_in: The most kernels of a filter.

@@ -134,12 +134,17 @@ def demo(
                 "rows": table,
                 "controls": controls.as_dict(),
                 "caption": drawn.caption,
+                "notes": list(drawn.document.meta.notes),
             }
         )
         return
-    say(f"A circuit that can be drawn whole, found by {recipe.criterion}. {circuit.provenance['notes'][-1]}")
+    chosen = circuit.provenance["notes"][-1]
+    say(f"A circuit by {recipe.criterion} that can be drawn whole. {chosen}")
     say(controls.summary())
     say(drawn.caption)
+    for note in drawn.document.meta.notes:
+        if note not in (chosen, *controls.notes):  # which are said already
+            say(f"note: {note}")
     say_written(
         out,
         {

@@ -149,7 +149,7 @@ def cross(
         overlaps=tuple(_overlaps(sizes)),
         selectivity=table,
         chosen=chosen,
-        notes=tuple(_notes(measured, training, table[chosen])),
+        notes=tuple(_notes(measured, training, table[chosen], [some[chosen] for some in sizes.values()])),
         provenance=described
         | {
             "images": {name: one.describe() for name, one in held_out.items()},
@@ -531,7 +531,10 @@ def _check_active(feature: Feature, measured: Mapping[str, _Responses]) -> None:
 
 
 def _notes(
-    measured: Mapping[str, _Responses], training: Mapping[str, _Responses], chosen: Selectivity
+    measured: Mapping[str, _Responses],
+    training: Mapping[str, _Responses],
+    chosen: Selectivity,
+    circuits: Sequence[Circuit],
 ) -> Iterator[str]:
     if not training:
         yield "Without the images that the circuits were found on, there is no control with shuffled groups."
@@ -556,6 +559,9 @@ def _notes(
             f"A group has only {count}; with fewer than {FEW_HELD_OUT} the 95 % interval is somewhat too narrow, and "
             "figures can differ much on other images."
         )
+    if any(one.constants for one in circuits):
+        fitted = " and ".join(f"{one.constants:,}" for one in circuits)
+        yield f"At {chosen.density:.2%} of the kernels the circuits have {fitted} constants that were fitted."
     if chosen.own - chosen.train > OVERFIT:
         yield (
             f"At {chosen.density:.2%} of the kernels the circuits' error on their own groups is {chosen.train:z.2f} in "

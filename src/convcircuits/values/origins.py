@@ -73,7 +73,7 @@ def how_found(said: Mapping[str, Any]) -> str:
     if said.get("calibration", {}).get("images", said["images"]) != said["images"]:
         return text  # it was fitted on other images, and what ran on which is not known
     passes = [f"{cost[key] / images:.4g}" for key in ways if cost.get(key)]
-    return f"{text}, that is {_listed(passes)} passes over its {images:,} images"
+    return f"{text}, that is {_listed(passes)} pass{'es' * (passes != ['1'])} over its {images:,} images"
 
 
 def _listed(words: list[str]) -> str:
