@@ -1211,7 +1211,7 @@ def test_diagram_says_whether_a_fitted_circuit_was_found(folder, good):
     reasons = controls.sentence.split(": ")[-1].replace("R2", "R²").replace(" -", " \N{MINUS SIGN}")
     assert f"The circuit was {controls.verdict}" in printed
     assert reasons in printed
-    assert "note: Each control was drawn once" in printed
+    assert "each control was drawn once." in printed
     printed = " ".join(good("diagram a.safetensors --model tiny_net:net --no-controls").split())
     assert "No controls were fitted, so whether its constants made it is not known." in printed
     assert cc.Diagram.load("a.html").document.variants[0].fidelity.controls is None

@@ -574,7 +574,7 @@ def test_a_fitted_circuits_controls_are_those_of_one_draw(model, seed, photograp
             assert getattr(rival, of) == (pytest.approx(figure, rel=1e-9) if math.isfinite(figure) else None)
     reasons = report.verdict_sentence.split(": ")[-1].replace("R2", "R²").replace(" -", " \N{MINUS SIGN}")
     assert reasons in drawn.caption
-    assert any("drawn once" in note for note in drawn.document.meta.notes)
+    assert "drawn once" in drawn.document.variants[0].fidelity.controls.sentence
     assert set(report.notes) <= set(drawn.document.meta.notes)
 
 

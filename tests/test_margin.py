@@ -146,8 +146,8 @@ def test_the_noise_is_that_of_draws_and_of_resampled_images():
     assert any(f"crops of {len(held_out)} photographs" in note for note in crops.notes)
     with pytest.raises(cc.ConvCircuitsError, match="give the photograph of each image"):
         cc.controls(made.model, circuit, held_out, fit=images, draws=1, photographs=names)
-    assert any("drawn once" in note for note in once.notes)
-    assert not any("drawn once" in note for note in report.notes)
+    assert once.verdict_sentence.endswith(", that of the images alone, since each control was drawn once.")
+    assert "drawn once" not in report.verdict_sentence
 
 
 def test_a_dense_circuit_has_graphs_that_are_nearly_the_same():
@@ -239,13 +239,23 @@ def test_it_shows_as_text_html_table_and_json():
 def test_the_verdict():
     asked = {"feature": "layer:3", "where": "the interior"}
     rivals = {"relabelled": -0.004, "random": 0.2, "average_map": 0.1}
-    assert judged(0.7, 0.7, rivals, "random", 0.5, 0.1, fitted=True, **asked) == (
+    assert judged(0.7, 0.7, rivals, "random", 0.5, 0.1, fitted=True, drawn_once=False, **asked) == (
         "found",
         "The circuit of layer:3 was found: R2 on the interior is 0.70; the same graph on other filters, fitted alike, "
         "reaches 0.00, and the best control, a random circuit of equal size, 0.20. The margin of 0.50 is above "
         "its noise of 0.10.",
     )
-    assert judged(0.1, 0.1, {"average_map": -0.2, "random": -0.3}, "average_map", 0.1, 0.1, fitted=False, **asked) == (
+    assert judged(
+        0.1,
+        0.1,
+        {"average_map": -0.2, "random": -0.3},
+        "average_map",
+        0.1,
+        0.1,
+        fitted=False,
+        drawn_once=False,
+        **asked,
+    ) == (
         "not found",
         "The circuit of layer:3 was not found: R2 on the interior is 0.10; the best control, the average training "
         "map, reaches -0.20 (less than a constant). The margin of 0.10 is not above its noise of 0.10.",
@@ -254,10 +264,15 @@ def test_the_verdict():
         (0.696, "is 0.70; "),
         (0.694, "is 0.70 (0.69 if its kernels are fitted again as the controls are); "),
     ):
-        assert f"R2 on the interior {said}" in judged(0.7, held, rivals, "random", 0.5, 0.1, fitted=True, **asked)[1]
-    _, sentence = judged(0.7, 0.7, rivals | {"relabelled": 0.3}, "relabelled", 0.4, 0.1, fitted=True, **asked)
+        assert (
+            f"R2 on the interior {said}"
+            in judged(0.7, held, rivals, "random", 0.5, 0.1, fitted=True, drawn_once=False, **asked)[1]
+        )
+    _, sentence = judged(
+        0.7, 0.7, rivals | {"relabelled": 0.3}, "relabelled", 0.4, 0.1, fitted=True, drawn_once=False, **asked
+    )
     assert "; the best control, the same graph on other filters, fitted alike, reaches 0.30. The" in sentence
-    assert judged(math.nan, math.nan, rivals, "random", math.nan, 0.1, fitted=True, **asked) == (
+    assert judged(math.nan, math.nan, rivals, "random", math.nan, 0.1, fitted=True, drawn_once=False, **asked) == (
         "not decided",
         "Whether the circuit of layer:3 was found is not decided: R2 on the interior, or its noise, is not defined.",
     )

@@ -371,8 +371,8 @@ def test_without_ridge_more_constants_never_raise_the_error_of_the_first_layer(n
     case, model, circuit = NETS[name], built(name), last(name, 0.7)
     images, first = case.images(5), next(iter(circuit.elements))
     kernels, filters, mean = (
-        errors(case, model, cc.refit(model, circuit, images, method=method, ridge=0), images, first)
-        for method in FITTED
+        errors(case, model, cc.refit(model, circuit, images, method=method, **ridge), images, first)
+        for method, ridge in zip(FITTED, ({"ridge": 0}, {"ridge": 0}, {}), strict=True)
     )
     for o, (none, after) in kernels.items():
         assert after <= filters[o][1] * (1 + 1e-9) + 1e-15
@@ -865,6 +865,12 @@ MISTAKES = {
     "weights of nothing": (
         {"weights": [1.0, 1.0], "method": "none"},
         "method 'none' fits nothing, so it takes no weights",
+    ),
+    "ridge of no gains": ({"ridge": 0.1, "method": "mean"}, "method 'mean' fits no gains, so it takes no ridge"),
+    "gains toward 0 of none": ({"toward": 0.0, "method": "none"}, "method 'none' fits no gains, so it takes no ridge"),
+    "positions of nothing": (
+        {"positions": 9, "method": "none"},
+        "method 'none' fits nothing, so it takes no positions",
     ),
     "too few weights": ({"weights": [1.0]}, r"one number for each of the 2 images; got the shape \(1,\)"),
     "weights of text": ({"weights": ["a", "b"]}, r"weights must be numbers, one for each image; got \['a', 'b'\]"),

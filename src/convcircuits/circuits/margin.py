@@ -305,6 +305,7 @@ def _report(
         feature=str(circuit.feature),
         where=where,
         fitted=circuit.calibrated,
+        drawn_once=not drawn,
     )
     notes = [*made.notes]
     if provenance["images"] == provenance["fitted_on"]:
@@ -313,8 +314,11 @@ def _report(
         notes.append(
             f"The {count} images are crops of {len(crops)} photographs, and the noise is of resampled photographs."
         )
-    if not drawn:
-        notes.append("Each control was drawn once, so the noise of its margin holds no spread over draws.")
+    if {"without_circuit", "without_random"} <= figure.keys():
+        notes.append(
+            f"The full model without the circuit's elements has R2 {figure['without_circuit']:z.2f}, and without as "
+            f"many others {figure['without_random']:z.2f}."
+        )
     return Controls(
         feature=str(circuit.feature),
         circuit=rows.pop("circuit"),

@@ -174,6 +174,7 @@ def judged(
     feature: str,
     where: str,
     fitted: bool,
+    drawn_once: bool,
 ) -> tuple[Literal["found", "not found", "not decided"], str]:
     """Return the verdict on a circuit, and sentences that state and explain it.
 
@@ -187,6 +188,7 @@ def judged(
         feature: Text form of the feature.
         where: The positions that the figures cover, in words.
         fitted: Whether the circuit, and so its controls, were fitted.
+        drawn_once: Whether each control was drawn once, so that the noise is that of the images alone.
     """
     if math.isnan(margin) or math.isnan(noise):
         return (
@@ -208,5 +210,6 @@ def judged(
     return "found" if is_found else "not found", (
         f"The circuit of {feature} was {'' if is_found else 'not '}found: R2 on {where} is {circuit:z.2f}{again}; "
         f"{reached}. The margin of {margin:z.2f} is "
-        f"{'' if is_found else 'not '}above its noise of {noise:.2f}."
+        f"{'' if is_found else 'not '}above its noise of {noise:.2f}"
+        f"{', that of the images alone, since each control was drawn once' if drawn_once else ''}."
     )
