@@ -170,7 +170,9 @@ def test_too_few_photographs_are_said():
     made, _ = twofold.images(20)
     found = cc.split(twofold.net(), twofold.FEATURE, made, **OPTIONS)
     assert len(found) == 1
-    assert "too few to tell" in found.verdict_sentence
+    assert "12 photographs are too few to tell" in found.verdict_sentence
+    found = cc.split(twofold.net(), twofold.FEATURE, made[:2], **OPTIONS)
+    assert "1 photograph is too few to tell" in found.verdict_sentence
 
 
 def test_coordinates_ignore_the_strength_of_a_response():

@@ -33,7 +33,6 @@ from convcircuits.values.split import Division, Split
 Numbers = NDArray[np.int64]
 
 _SUPPORTED: Mapping[Word, bool | None] = {"selective": True, "not selective": False, "not decided": None}
-_TOO_FEW = f"{{}} photographs are too few to tell whether they fall into groups (at least {FEWEST})."
 
 
 def split(
@@ -279,7 +278,7 @@ class _Tree:
         """Divide a group, and its parts, as long as both tests say so."""
         p_value, count = self.p_value(part)
         if count < FEWEST:
-            self._tried(part, p_value, _TOO_FEW.format(count), supported=None)
+            self._tried(part, p_value, _too_few(count), supported=None)
             return {"A": part}
         if p_value > self.alpha:
             said = f"They do not fall into two groups (dip test, p = {p_value:.2g})."
@@ -317,7 +316,7 @@ class _Tree:
                     "fewer groups, or give more images."
                 )
         if photographs < FEWEST:
-            bimodal, dip = None, _TOO_FEW.format(photographs)
+            bimodal, dip = None, _too_few(photographs)
         elif p_value > self.alpha:
             bimodal, dip = False, f"All images together do not fall into two groups (dip test, p = {p_value:.2g})."
         else:
@@ -397,6 +396,11 @@ class _Tree:
         some = part & self.train
         count = len(np.unique(self.names[some.numpy()]))
         self.tried.append((part, Division(int(some.sum()), count, p_value, report, kept, sentence, supported, ())))
+
+
+def _too_few(count: int) -> str:
+    photographs = "1 photograph is" if count == 1 else f"{count} photographs are"
+    return f"{photographs} too few to tell whether they fall into groups (at least {FEWEST})."
 
 
 def _named(parts: Sequence[Tensor]) -> dict[str, Tensor]:
