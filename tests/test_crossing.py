@@ -44,7 +44,7 @@ def test_circuits_of_two_mechanisms_answer_to_their_own_images_alone():
     shared = next(one for one in report.overlaps if one.layer == "all")
     assert (shared.shared, shared.alone, shared.iou) == (0, (6, 6), 0)
     assert report.verdict == "not decided"  # there is no control
-    assert any("no control" in note for note in report.notes)
+    assert any("no control" in note and "recognized only if they are all" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "mobile", "flat_head"])
@@ -151,6 +151,18 @@ def test_circuits_of_the_same_images_are_not_selective():
     found = {name: cc.find(twofold.net(), twofold.FEATURE, some, kernels=6) for name, some in trained.items()}
     report = cc.cross(twofold.net(), found, held_out, fit=trained, shuffles=3)
     assert report.verdict != "selective"
+
+
+def test_groups_of_one_mechanism_among_others_are_named():
+    """With three groups of two mechanisms the circuits are selective all the same."""
+    groups = {**halves(), "scarlet": halves(seed=1)["red"]}
+    circuits = {"red": twofold.circuit("red"), "blue": twofold.circuit("blue"), "scarlet": twofold.circuit("red")}
+    report = cc.cross(twofold.net(), circuits, groups)
+    assert report.selectivity[0].low > 0
+    (said,) = (note for note in report.notes if "not told apart" in note)
+    assert said.startswith("Groups 'red' and 'scarlet' are not told apart: at ")
+    assert "by 0.00 more than on their own (95 % interval 0.00 to 0.00)" in said
+    assert not any("not told apart" in note for note in known().notes)
 
 
 def test_a_report_reads_well():

@@ -10,7 +10,8 @@ import convcircuits as cc
 import twofold
 from convcircuits.subfeatures.chosen import Chosen
 from convcircuits.subfeatures.grouping import Coordinates, two_groups_p_value
-from convcircuits.zoo.planted import plant, planted_images
+from convcircuits.subfeatures.splitting import _Tree
+from convcircuits.zoo.planted import plant, planted_images, polysemantic
 
 torch.set_num_threads(1)
 
@@ -51,6 +52,24 @@ def test_a_unit_of_one_mechanism_is_not_divided():
     assert found.cross is None
     assert not found.divisions[0].kept
     assert "one mechanism" in found.verdict_sentence
+
+
+def test_what_the_first_cut_divides_although_it_is_one_mechanism_is_merged(monkeypatch):
+    planted, halves = polysemantic(1, mechanisms=3), _Tree._halves
+    made, truth = planted.labelled_images(150)
+    first = (truth == 0) & (torch.arange(len(truth)) % 2 == 0)
+
+    def cut(tree, part, count):
+        """Cut the whole through a mechanism, and its parts where they part."""
+        whole = len(part) == part.sum()
+        return {"A": first | (truth == 1), "B": ~(first | (truth == 1))} if whole else halves(tree, part, count)
+
+    monkeypatch.setattr(_Tree, "_halves", cut)
+    found = cc.split(planted.model, planted.feature, made, densities=[0.25], shuffles=1)
+    assert sorted(truth[found.images(name)].unique().tolist() for name in found.circuits) == [[0], [1], [2]]
+    last = found.divisions[-1]
+    assert last.sentence.startswith("Two groups of different divisions are not told apart. The circuits are not sel")
+    assert (last.kept, last.supported, last.images, len(last.groups)) == (False, False, 30, 1)
 
 
 def test_the_number_of_groups_can_be_given():
@@ -170,7 +189,9 @@ def test_too_few_photographs_are_said():
     made, _ = twofold.images(20)
     found = cc.split(twofold.net(), twofold.FEATURE, made, **OPTIONS)
     assert len(found) == 1
-    assert "too few to tell" in found.verdict_sentence
+    assert "12 photographs are too few to tell" in found.verdict_sentence
+    found = cc.split(twofold.net(), twofold.FEATURE, made[:2], **OPTIONS)
+    assert "1 photograph is too few to tell" in found.verdict_sentence
 
 
 def test_coordinates_ignore_the_strength_of_a_response():

@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -142,6 +142,8 @@ def cross(
     rows = tuple(_rows(sizes, measured, training))
     table = _table(sizes, list(measured.values()), controls, list(crops.values()), rows, seed)
     chosen = _chosen(table)
+    at_chosen = [some[chosen] for some in sizes.values()]
+    notes = [*_notes(measured, training, table[chosen], at_chosen), *_not_apart(measured, crops, table[chosen], seed)]
     return Cross(
         feature=str(feature),
         groups={name: len(one.full) for name, one in measured.items()},
@@ -149,7 +151,7 @@ def cross(
         overlaps=tuple(_overlaps(sizes)),
         selectivity=table,
         chosen=chosen,
-        notes=tuple(_notes(measured, training, table[chosen], [some[chosen] for some in sizes.values()])),
+        notes=tuple(notes),
         provenance=described
         | {
             "images": {name: one.describe() for name, one in held_out.items()},
@@ -537,7 +539,10 @@ def _notes(
     circuits: Sequence[Circuit],
 ) -> Iterator[str]:
     if not training:
-        yield "Without the images that the circuits were found on, there is no control with shuffled groups."
+        yield (
+            "Without the images that the circuits were found on, there is no control with shuffled groups, and images "
+            "that were used to find a circuit are recognized only if they are all the images of a group, or of all."
+        )
     for name, one in measured.items():
         silent = int((one.full <= 0).sum())
         if silent:
@@ -567,6 +572,33 @@ def _notes(
             f"At {chosen.density:.2%} of the kernels the circuits' error on their own groups is {chosen.train:z.2f} in "
             f"training and {chosen.own:z.2f} on held-out images: they overfit. Give more images, or do not refit."
         )
+
+
+def _not_apart(
+    measured: Mapping[str, _Responses], crops: Mapping[str, Tensor], chosen: Selectivity, seed: int
+) -> Iterator[str]:
+    """Yield a remark on each two of more groups whose circuits do no better on their own of the two.
+
+    The selectivity of all groups may be high while two of them are the same: the others make up for it.
+    """
+    if len(measured) < 3:
+        return
+    for pair in itertools.combinations(range(len(measured)), 2):
+        names = [list(measured)[n] for n in pair]
+        two = [
+            replace(one, values=one.values[:, list(pair)], missed=one.missed[list(pair)])
+            for one in (measured[name] for name in names)
+        ]
+        dice = torch.Generator().manual_seed(seed)
+        values = _selective(two, [_resampled(crops[name], dice) for name in names]).value[:, chosen.size]
+        low, high = values.nanquantile(torch.tensor([0.025, 0.975]).double()).tolist()
+        if not low > 0:
+            value = float(_selective(two).value[0, chosen.size])
+            yield (
+                f"Groups {names[0]!r} and {names[1]!r} are not told apart: at {chosen.density:.2%} of the kernels "
+                f"their circuits err on each other's images by {value:z.2f} more than on their own (95 % interval "
+                f"{low:z.2f} to {high:z.2f})."
+            )
 
 
 def _dealt(groups: Mapping[str, Sequence[int]], dice: torch.Generator) -> dict[str, set[int]]:

@@ -1,5 +1,6 @@
 """Divide the images of a feature by how the network computes it on them."""
 
+import itertools
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,6 @@ from convcircuits.values.split import Division, Split
 Numbers = NDArray[np.int64]
 
 _SUPPORTED: Mapping[Word, bool | None] = {"selective": True, "not selective": False, "not decided": None}
-_TOO_FEW = f"{{}} photographs are too few to tell whether they fall into groups (at least {FEWEST})."
 
 
 def split(
@@ -62,7 +62,8 @@ def split(
     layer by layer, whatever the strength of the response. A group of training images is divided in two if both tests
     say so: (1) it is bimodal, on photographs that did not choose the direction (``two_groups_p_value``); (2) circuits
     found on the parts are selective on held-out images, which are assigned by the same saliencies (``cross``). Each
-    part is then tested in the same way.
+    part is then tested in the same way. Groups of different parts are compared by (2) at the end, and merged if they
+    are not told apart.
 
     Args:
         model: Any CNN.
@@ -279,7 +280,7 @@ class _Tree:
         """Divide a group, and its parts, as long as both tests say so."""
         p_value, count = self.p_value(part)
         if count < FEWEST:
-            self._tried(part, p_value, _TOO_FEW.format(count), supported=None)
+            self._tried(part, p_value, _too_few(count), supported=None)
             return {"A": part}
         if p_value > self.alpha:
             said = f"They do not fall into two groups (dip test, p = {p_value:.2g})."
@@ -302,8 +303,26 @@ class _Tree:
         self._tried(part, p_value, said, report, kept, supported=_SUPPORTED[report.verdict])
         if not kept:
             return {"A": part}
-        leaves = [leaf for half in halves.values() for leaf in self.divide(half).values()]
-        return _named(leaves)
+        one, other = (list(self.divide(half).values()) for half in halves.values())
+        if len(one) == len(other) == 1:
+            return halves
+        leaves = self._told_apart(one, other)
+        return _named(leaves) if len(leaves) > 1 else halves  # which are told apart
+
+    def _told_apart(self, one: list[Tensor], other: list[Tensor]) -> list[Tensor]:
+        """Merge groups of two halves, which no test has compared, that are not told apart.
+
+        The first cut may go through a mechanism and come out selective because of the others.
+        """
+        for a, b in itertools.product(one, other):
+            report = self.crossed(_named([a, b]))
+            if report.verdict != "selective":
+                both, supported = a | b, _SUPPORTED[report.verdict]
+                said = f"Two groups of different divisions are not told apart. {report.verdict_sentence}"
+                said = f"{said} So they are one group."
+                self._tried(both, self.p_value(both)[0], said, report, supported=supported)
+                return self._told_apart([x for x in one if x is not a] + [both], [x for x in other if x is not b])
+        return [*one, *other]
 
     def into(self, part: Tensor, count: int) -> dict[str, Tensor]:
         """Divide a group into so many, whatever the tests say."""
@@ -317,7 +336,7 @@ class _Tree:
                     "fewer groups, or give more images."
                 )
         if photographs < FEWEST:
-            bimodal, dip = None, _TOO_FEW.format(photographs)
+            bimodal, dip = None, _too_few(photographs)
         elif p_value > self.alpha:
             bimodal, dip = False, f"All images together do not fall into two groups (dip test, p = {p_value:.2g})."
         else:
@@ -397,6 +416,11 @@ class _Tree:
         some = part & self.train
         count = len(np.unique(self.names[some.numpy()]))
         self.tried.append((part, Division(int(some.sum()), count, p_value, report, kept, sentence, supported, ())))
+
+
+def _too_few(count: int) -> str:
+    photographs = "1 photograph is" if count == 1 else f"{count} photographs are"
+    return f"{photographs} too few to tell whether they fall into groups (at least {FEWEST})."
 
 
 def _named(parts: Sequence[Tensor]) -> dict[str, Tensor]:
