@@ -948,6 +948,9 @@ def test_extract_prints_what_it_measured_and_wrote(folder, good):
         "time of 1 image 3 x 16 x 16",
     ]
     assert "times faster" in text
+    constants = cc.load("a.safetensors").constants
+    assert constants > 0
+    assert f"hold {constants} fitted constants" in text
     assert files() == before
     text = good("extract a.safetensors --out small.safetensors --size 18 --model tiny_net:net")
     assert "time of 16 images 3 x 18 x 18" in text

@@ -49,7 +49,8 @@ def extract(
     with progress("writing"):
         written = {str(path): cc.save(module, path).stat().st_size for path in (out, onnx) if path is not None}
     if as_json:
-        print_json({"feature": str(circuit.feature), "files": written, **measured.as_dict()})
+        about = {"feature": str(circuit.feature), "constants": circuit.constants}
+        print_json({**about, "files": written, **measured.as_dict()})
         return
     say(_costs_table(circuit, measured))
     for path, size_in_bytes in written.items():
@@ -70,5 +71,6 @@ def _costs_table(circuit: "cc.Circuit", measured: "Costs") -> str:
             f"{measured.speedup:.1f} times faster",
         ],
     ]
-    end = "The full model runs up to the feature. The module differs from the circuit's masked run by at most "
+    fitted = f"The module's weights hold {circuit.constants:,} fitted constants. " if circuit.constants else ""
+    end = f"{fitted}The full model runs up to the feature. The module differs from the circuit's masked run by at most "
     return f"{aligned(rows)}\n{end}{measured.difference:.0e} of the largest value."
