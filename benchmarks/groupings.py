@@ -13,6 +13,7 @@ with the folders. Every unit is written to a file when it ends, so the benchmark
 
 import argparse
 import io
+import itertools
 import json
 import random
 import statistics
@@ -54,6 +55,7 @@ GCOMPRIS = {  # its folders with subjects of one kind
     "explore_monuments": "monuments",
 }
 OWN, PACKAGED = "two folders of 71 photographs", "animals and monuments of GCompris"
+SHORT = {OWN: "two folders", PACKAGED: "animals and monuments"}
 COLORS = {"several": "#0072b2", "one": "#c2570c"}
 SHOWN, BOTH, ONE = 0.25, 0.35, 0.9
 FIGURED = {"ari": "adjusted Rand index", "selectivity": "selectivity of circuits"}
@@ -137,29 +139,28 @@ def spread(values: Sequence[float | None]) -> str:
 
 def chart(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw each unit's agreement with the known groups, and the selectivity of its groups' circuits."""
-    nets = sorted(
-        dict.fromkeys((one["photographs"], one["net"]) for one in records), key=lambda one: one[0] == PACKAGED
-    )
-    figure = Figure(figsize=(2.6 * len(nets), 5.6), layout="constrained")
-    panels = figure.subplots(2, len(nets), sharex=True, sharey="row", squeeze=False)
+    nets = list(dict.fromkeys(one["net"] for one in records))
+    rows = [(source, value) for source in (OWN, PACKAGED) for value in FIGURED]
+    figure = Figure(figsize=(2.4 * len(nets), 2.3 * len(rows) + 1), layout="constrained")
+    panels = figure.subplots(len(rows), len(nets), sharex=True, sharey="row", squeeze=False)
     names = list(dict.fromkeys(row["by"] for one in records for row in one["rows"]))
-    for column, (source, net) in enumerate(nets):
-        for panel, (value, what) in zip(panels[:, column], FIGURED.items(), strict=True):
-            panel.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
-            for shift, (kind, color) in zip((-0.17, 0.17), COLORS.items(), strict=True):
-                about = {"photographs": source, "net": net, "kind": kind}
-                some = [one for one in records if about.items() <= one.items()]
-                for place, name in enumerate(names):
-                    found = [row[value] for one in some for row in one["rows"] if row["by"] == name]
-                    known = [each for each in found if each is not None]
-                    panel.plot([place + shift] * len(known), known, "o", color=color, alpha=0.35, markersize=3.5)
-                    if known:
-                        panel.plot(place + shift, statistics.median(known), "_", color=color, markersize=11, mew=2)
-            if column == 0:
-                panel.set_ylabel(what)
-        title = [net, "animals and monuments"] if source == PACKAGED else [net]
-        panels[0, column].set_title(",\n".join(title), fontsize=9)
-        panels[1, column].set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
+    for (n, (source, value)), (column, net) in itertools.product(enumerate(rows), enumerate(nets)):
+        panel = panels[n, column]
+        panel.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+        for shift, (kind, color) in zip((-0.17, 0.17), COLORS.items(), strict=True):
+            about = {"photographs": source, "net": net, "kind": kind}
+            some = [one for one in records if about.items() <= one.items()]
+            for place, name in enumerate(names):
+                found = [row[value] for one in some for row in one["rows"] if row["by"] == name]
+                known = [each for each in found if each is not None]
+                panel.plot([place + shift] * len(known), known, "o", color=color, alpha=0.35, markersize=3.5)
+                if known:
+                    panel.plot(place + shift, statistics.median(known), "_", color=color, markersize=11, mew=2)
+        if column == 0:
+            panel.set_ylabel(f"{SHORT[source]}:\n{FIGURED[value]}", fontsize=9)
+        if n == 0:
+            panel.set_title(net, fontsize=9)
+        panel.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
     for kind, color in COLORS.items():
         panels[0, 0].plot([], [], "o", color=color, markersize=4, label=f"units that answer to {kind}")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
