@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import re
+from datetime import datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -163,6 +164,14 @@ ASK = """async (job) => {
 ASKED = """(job) =>
   fetch("/api/v1/jobs", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(job) })
     .then((answer) => answer.json().then((said) => [answer.status, said.result?.circuit]))"""
+
+
+NOTED = """async ([of, label]) => {
+  const path = `/api/v1/notes/${of}`;
+  const tag = await fetch(path).then((answer) => answer.headers.get("etag"));
+  const headers = { "content-type": "application/json", "if-match": tag };
+  await fetch(path, { method: "PUT", headers, body: JSON.stringify({ label, star: false, text: "" }) });
+}"""
 
 
 def answered(page, **job):
@@ -495,9 +504,11 @@ def test_what_is_written_on_a_filter_of_a_diagram_stays_and_no_tab_overwrites_an
     first.fill("hub")
     first.press("Enter")
     page.wait_for_function("() => fetch('/api/v1/notes').then(r => r.text()).then(text => text.includes('hub'))")
-    for button in ("[part=image]", "[data-image='1']"):  # by a script, so that the label stays in focus
-        other.locator(f"[part=diagram] {button}").evaluate("button => button.click()")
-    expect(other).to_have_url(re.compile("image=1$"))  # nobody wrote in this tab what it still shows
+    everything = other.locator("[part=diagram] [data-paths=all]")
+    everything.evaluate("button => button.click()")  # by a script, so that the label stays in focus
+    expect(everything).to_have_attribute("aria-pressed", "true")
+    other.wait_for_timeout(300)  # until the address has what was clicked
+    expect(other).to_have_url(re.compile("paths=all$"))  # nobody wrote in this tab what it still shows
     page.goto("about:blank")
     page.goto(address)
     expect(label(page)).to_have_value("hub")
@@ -508,7 +519,29 @@ def test_what_is_written_on_a_filter_of_a_diagram_stays_and_no_tab_overwrites_an
     other.get_by_role("button", name="keep mine").click()
     expect(first).to_have_value("tyre")
     expect(other.locator(".both")).to_have_count(0)
-    expect(other).to_have_url(re.compile("image=1$"))
+    expect(other).to_have_url(re.compile("paths=all$"))
+
+
+def test_a_note_from_another_tab_undoes_no_click(open_page):
+    page = open_page()
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    circuit = answered(page, kind="find", feature="0:2", criterion="gauss_newton", density=0.6, count=4)["circuit"]
+    page.clock.install()
+    page.goto(f"{page.url}c/{circuit}")
+    node = page.locator("[part=diagram] [data-node]").last
+    node.wait_for()
+    page.clock.pause_at(datetime.now() + timedelta(hours=1))  # the address never follows what is clicked now
+    node.locator(".frame").click()
+    page.evaluate(NOTED, [f"circuits/{circuit}/filters/0/2", "spoke"])
+    for _ in range(100):
+        page.wait_for_timeout(50)
+        page.clock.run_for(1)
+        if "spoke" in (node.text_content() or ""):
+            break
+    expect(node).to_contain_text("spoke")
+    expect(node).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("[part=diagram] [part=label]")).to_have_value("spoke")
+    expect(page).to_have_url(re.compile(r"#isolate=\d+$"))
 
 
 def test_a_unit_of_two_mechanisms_is_split_into_them(open_page, planted):

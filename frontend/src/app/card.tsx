@@ -7,12 +7,12 @@ import { count, gainText, percent, plural, significant } from "../core/format.js
 import { circuitName, edgeName, nodeShort, signName } from "../core/names.js";
 import { insideText, of } from "../core/select.js";
 import { plain } from "../core/text.js";
-import { EdgeKind, LONGEST_LABEL, LONGEST_NOTE, NodeKind } from "../core/types.js";
+import { EdgeKind, LONGEST_LABEL, LONGEST_NOTE, NodeKind, type Note } from "../core/types.js";
 import { annotate, open } from "./actions.js";
 import { onlyIn, strongest } from "./diagram.js";
 import type { Store } from "./store.js";
 import { onImage, TargetFigures, TargetMaps } from "./target.js";
-import { Kernel, MapPicture, Picture } from "./ui.js";
+import { Kernel, MapPicture, Picture, pure } from "./ui.js";
 
 const PICTURE = 116;
 const BESIDE = 88; // if the image is beside two maps
@@ -163,9 +163,9 @@ function inner({ graph, flow }: Store, node: number): number[] {
   return of(graph.inner, node).filter((edge) => flow.value.alive[edge] && kernel(graph, edge));
 }
 
-/** A node's label and note, to read and to write. */
-function Notes({ store, node }: { store: Store; node: number }) {
-  const { label, note } = store.view.value.notes.find((each) => each.node === node) ?? { label: "", note: "" };
+/** A node's label and note, to read and to write. Rendered again only if they are others, so that what is being written
+ *  stays. */
+const Notes = pure(({ store, node, label, note }: Note & { store: Store }) => {
   // Keys that mean something in the diagram are text here; Escape leaves.
   const leave = (event: KeyboardEvent) => {
     event.stopPropagation();
@@ -196,7 +196,7 @@ function Notes({ store, node }: { store: Store; node: number }) {
       />
     </div>
   );
-}
+});
 
 export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const { graph, flow, maps, pictures } = store;
@@ -223,6 +223,7 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const beside = image === null || !target ? null : onImage(store, image);
   const filter = nodes.length === 1 && graph.kind[node] === NodeKind.filter;
   const pair = filter && store.contrast.value?.(graph.layer[node]!, graph.unit[node]!, null);
+  const noted = view.value.notes.find((each) => each.node === node) ?? { node, label: "", note: "" };
   const named = view.value.groups.find((each) => each.nodes.includes(node));
   return (
     <>
@@ -250,7 +251,7 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
         </button>
       )}
       {pair && <p>output on A, B: {pair.map(significant).join(", ")}</p>}
-      {nodes.length === 1 && store.hover.value === null && <Notes key={node} store={store} node={node} />}
+      {nodes.length === 1 && store.hover.value === null && <Notes key={node} store={store} {...noted} />}
       {filter && (
         <Without
           key={`without ${node}`}

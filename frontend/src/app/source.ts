@@ -18,6 +18,8 @@ export interface Source {
   /** Call back when the host has another view or another document; return a function that unsubscribes. */
   onView(changed: () => void): () => void;
   onDocument(changed: () => void): () => void;
+  /** Call back when only the notes of the host's view are others; return a function that unsubscribes. */
+  onNotes?(changed: () => void): () => void;
   /** Call back with the host's theme, now and whenever it is another; return a function that unsubscribes. Without it,
    *  the theme is that of the reader's system. */
   onTheme?(changed: (theme: Theme) => void): () => void;

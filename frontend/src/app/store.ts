@@ -134,7 +134,7 @@ export function createStore(source: Source): Store {
     maps: new Maps(graph),
     change(part, message, how) {
       if (how !== "drag") {
-        if (view.value !== written) write();
+        flush();
         step = true;
       }
       const next = viewOf(graph, view.value, part);
@@ -188,6 +188,7 @@ export function createStore(source: Source): Store {
     source.write(view.value, base, selection.value, step);
     [step, written] = [false, view.value];
   };
+  const flush = () => view.value !== written && write();
   const stops = [
     effect(() => {
       view.value;
@@ -200,6 +201,11 @@ export function createStore(source: Source): Store {
     }),
     source.onContrast?.((found) => {
       contrast.value = found;
+    }) ?? (() => {}),
+    source.onNotes?.(() => {
+      flush(); // the host has not been told yet of what the reader did last
+      view.value = viewOf(graph, view.value, { notes: source.view().notes });
+      store.say("notes have changed");
     }) ?? (() => {}),
     source.onView(() => {
       const before = view.value.isolate;
