@@ -824,6 +824,41 @@ def test_a_deep_network_opens_with_its_blocks_collapsed(show):
     expect(page.locator("[data-group]")).to_have_count(3)
 
 
+def test_a_very_deep_network_opens_with_neighboring_blocks_as_one_and_fits_the_window(show):
+    document = figure.with_blocks_collapsed(deep(12, seed=2))
+    page = show(document, viewport={"width": 1280, "height": 720})
+    stage = page.locator(".stage")
+    fitting = "e => e.scrollWidth <= e.clientWidth && e.scrollHeight <= e.clientHeight"
+    assert stage.evaluate(fitting)
+    several = page.locator("[data-group='layer1.0 to layer1.4']")
+    within = re.compile(r"10 layers, \d+ filters, \d+ kernels; Enter opens its 5 blocks")
+    expect(several).to_have_attribute("aria-label", within)
+    several.locator(".frame").click()
+    expect(page.locator("[part=state]")).to_contain_text("through layer1.0 to layer1.4")
+    inputs = page.locator(".card ol").first
+    expect(inputs).to_contain_text("of stem")
+    expect(inputs).not_to_contain_text("layer1")
+    page.locator("[part=open]").click()
+    expect(page.locator("[data-group='layer1.3']")).to_have_count(1)
+    expect(page.locator("[data-group]")).to_have_count(5 + 6)
+    page.locator("[part=blocks]").click()
+    page.locator("[part=as-first]").click()
+    expect(several).to_have_count(1)
+    expect(page.locator("[data-block='5']")).to_contain_text("in layer1.0 to layer1.4")
+    page.locator("[data-block='5']").click()  # one of them alone
+    fragment_of(page, "collapsed=11-12,13-14,15-16,17-18,19-20,21-22,1-2,3-4,7-8,9-10")
+
+
+def test_in_a_crowded_column_numbers_stand_beside_the_pictures(show):
+    page = show(plain(widths=(12, 2, 1), density=1.0), viewport={"width": 1280, "height": 720})
+    page.locator("[data-paths=all]").click()
+    crowded = page.locator("[data-node]").filter(has=page.locator("text[text-anchor=start]"))
+    expect(crowded).to_have_count(12)
+    sides = [box_of(frame) for frame in crowded.locator(".frame").all()]
+    assert min(right - left for left, _, right, _ in sides) >= 20
+    assert all(above[3] <= below[1] for above, below in itertools.pairwise(sides))
+
+
 def test_groups_of_similar_filters_are_suggested_and_accepted_by_a_click(show):
     document = plain(density=1.0)
     edges, nodes = document.edges, document.nodes

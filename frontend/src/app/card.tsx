@@ -2,6 +2,7 @@
 
 import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
+import { opensTo } from "../core/blocks.js";
 import { gainOf, isFitted, kernel, setOf } from "../core/decode.js";
 import { count, gainText, percent, plural, significant } from "../core/format.js";
 import { circuitName, edgeName, nodeShort, signName } from "../core/names.js";
@@ -198,6 +199,12 @@ const Notes = pure(({ store, node, label, note }: Note & { store: Store }) => {
   );
 });
 
+/** The nodes of a group or a block with the largest flow, those without a picture last. */
+function strongestFilters({ graph, flow }: Store, nodes: number[], set: number): number[] {
+  const weight = (node: number) => (graph.tilesOf(set, node).length ? flow.value.node[node]! : -1);
+  return [...nodes].sort((a, b) => weight(b) - weight(a) || a - b).slice(0, 12);
+}
+
 export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const { graph, flow, maps, pictures } = store;
   const { view } = store;
@@ -247,7 +254,7 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
       </p>
       {block && store.hover.value === null && (
         <button type="button" part="open" onClick={() => open(store, block.span!)}>
-          open it
+          open its {opensTo(graph, block.span!)}
         </button>
       )}
       {pair && <p>output on A, B: {pair.map(significant).join(", ")}</p>}
@@ -263,7 +270,7 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
       )}
       {nodes.length > 1 ? (
         <div class="pictures">
-          {nodes.slice(0, 12).map((each) => (
+          {strongestFilters(store, nodes, at).map((each) => (
             <Picture store={store} tile={graph.tilesOf(at, each)[0] ?? -1} size={PATCH} label={store.name(each)} />
           ))}
         </div>

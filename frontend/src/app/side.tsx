@@ -33,7 +33,7 @@ export function Side({ store }: { store: Store }) {
   const table = r2Table(graph, store.view.value, scene.numbers);
   const name = spot
     ? spot.nodes.length
-      ? store.name(spot.nodes[0]!)
+      ? store.drawnName(spot.nodes[0]!)
       : edgeName(graph, spot.edges[0]!)
     : "The target and the numbers";
   const sheet = useRef<HTMLElement>(null);

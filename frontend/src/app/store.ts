@@ -63,6 +63,8 @@ export interface Store {
   say(message: string): void;
   labels: ReadonlySignal<Labels>;
   name(node: number): string;
+  /** The name of a node, or of the collapsed block that it is drawn in. */
+  drawnName(node: number): string;
   close(): void;
 }
 
@@ -161,6 +163,8 @@ export function createStore(source: Source): Store {
     },
     labels: computed(() => labelsOf(view.value)),
     name: (node) => nodeName(graph, node, store.labels.value),
+    drawnName: (node) =>
+      plan.value.nodes.find(({ span, nodes }) => span && nodes.includes(node))?.group ?? store.name(node),
     close() {
       clearTimeout(timer);
       for (const stop of stops) stop();
