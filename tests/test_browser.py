@@ -17,12 +17,14 @@ from playwright.sync_api import expect
 import convcircuits as cc
 import twofold
 from convcircuits.drawing import figure
-from convcircuits.drawing.data import Cut, Document, EdgeKind, NodeKind, View, Whole
+from convcircuits.drawing.data import Cut, Document, EdgeKind, NodeKind, Note, View, Whole
 from convcircuits.drawing.host import Diagram
 from convcircuits.drawing.page import plain_text
 from convcircuits.drawing.tiles import read_data_url
 from diagrams import DOCUMENTS, HOSTILE, deep, hostile, plain
 
+AXE_RUN = """axe.run(document, { rules: { "label-content-name-mismatch": { enabled: true } } })
+  .then(({ violations }) => violations)"""
 AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
 # A point on an edge, on the screen.
 POINT_ON = """path => {
@@ -949,7 +951,7 @@ def test_axe_finds_nothing_to_complain_of(show, mode, theme):
     assert AXE.exists(), "These tests need axe-core: npm ci in frontend/ (make test does it)."
     page = show(DOCUMENTS["plain"](), f"#mode={mode}&image=0", color_scheme=theme)
     page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run(document).then(result => result.violations)")
+    found = page.evaluate(AXE_RUN)
     assert [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found] == []
 
 
@@ -959,7 +961,19 @@ def test_axe_finds_nothing_to_complain_of_where_a_node_is_isolated_and_panels_ar
     page = show(document, f"#isolate={middle(document)}", color_scheme=theme)
     page.get_by_role("button", name="about").click()
     page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run(document).then(result => result.violations)")
+    found = page.evaluate(AXE_RUN)
+    assert [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found] == []
+
+
+def test_axe_finds_nothing_to_complain_of_where_filters_have_labels(show):
+    document = plain(widths=(4, 4, 1), density=1.0)
+    last = np.flatnonzero(document.nodes.column == len(document.columns) - 2)
+    notes = (Note(int(last[0]), "wheel"), Note(int(last[1]), "the spokes of a very large wheel, seen ", "rim"))
+    page = show(dataclasses.replace(document, view=View(notes=notes, paths="all")))
+    named = page.locator(f"[data-node='{last[0]}']")
+    expect(named).to_contain_text("wheel")
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate(AXE_RUN)
     assert [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found] == []
 
 

@@ -418,6 +418,10 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     expect(page).to_have_url(f"{start}compare?a={large}&b={small}")
     page.locator("[part=compare]").click()
     page.locator("[part=diagram] [data-node]").first.wait_for()
+    page.locator("[part=diagram] [data-node] .frame").last.click()
+    expect(page.locator("[part=diagram] .notes")).to_contain_text(
+        "Kept in this page's address alone: the project keeps"
+    )
     expect(page.locator(".beside tbody td").first).to_contain_text("on 6 crops")
     fits(page)
 
@@ -518,6 +522,7 @@ def test_what_is_written_on_a_filter_of_a_diagram_stays_and_no_tab_overwrites_an
     expect(other.locator(".both")).to_contain_text("Yours, not saved: “tyre”")
     other.get_by_role("button", name="keep mine").click()
     expect(first).to_have_value("tyre")
+    expect(page.locator("[part=diagram] .notes")).not_to_contain_text("Kept in")
     expect(other.locator(".both")).to_have_count(0)
     expect(other).to_have_url(re.compile("paths=all$"))
 

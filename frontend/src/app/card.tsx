@@ -173,6 +173,7 @@ const Notes = pure(({ store, node, label, note }: Note & { store: Store }) => {
     if (event.key === "Escape" || (event.key === "Enter" && event.currentTarget instanceof HTMLInputElement))
       (event.currentTarget as HTMLElement).blur();
   };
+  const unkept = store.source.unkept?.(node);
   return (
     <div class="notes">
       <input
@@ -195,6 +196,7 @@ const Notes = pure(({ store, node, label, note }: Note & { store: Store }) => {
         onKeyDown={leave}
         onChange={(event) => annotate(store, node, { note: event.currentTarget.value })}
       />
+      {unkept && <p class="soft">Kept in this page's address alone: {unkept}.</p>}
     </div>
   );
 });

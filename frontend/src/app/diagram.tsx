@@ -194,6 +194,12 @@ export function bodyOf(scene: Scene): { top: number; height: number } {
   return { top, height: Math.max(...ends, top + 100) + MARGIN - top };
 }
 
+/** A spoken name with what is seen of it before it, unless it has that: who speaks to the page says what is seen. */
+function withSeen(seen: string, name: string): string {
+  const words = (text: string) => ` ${text.replace(/[^\p{L}\p{N}]+/gu, " ").trim()} `;
+  return words(name).includes(words(seen)) ? name : `${seen}, ${name}`;
+}
+
 /** The strongest edges by flow, drawn or not, by which some nodes read others, or are read by others. */
 export function strongest(store: Store, nodes: number[], direction: "incoming" | "outgoing", most: number): number[] {
   const { graph, flow } = store;
@@ -217,17 +223,20 @@ export function Diagram({ store }: { store: Store }) {
     const { nodes, edges } = store.plan.value;
     return {
       nodes: nodes.map((node) =>
-        node.group !== null
-          ? node.span
-            ? `${node.group}, collapsed: ${insideText(graph, store.flow.value, node.nodes)}; Enter opens its ${opensTo(graph, node.span)}`
-            : `group ${plain(node.group)}, ${node.nodes.length} filters`
-          : spokenNode(
-              graph,
-              node.nodes[0]!,
-              node.flow,
-              strongest(store, node.nodes, "incoming", 3),
-              store.labels.value,
-            ),
+        withSeen(
+          node.label.lines.join(" "),
+          node.group !== null
+            ? node.span
+              ? `${node.group}, collapsed: ${insideText(graph, store.flow.value, node.nodes)}; Enter opens its ${opensTo(graph, node.span)}`
+              : `group ${plain(node.group)}, ${node.nodes.length} filters`
+            : spokenNode(
+                graph,
+                node.nodes[0]!,
+                node.flow,
+                strongest(store, node.nodes, "incoming", 3),
+                store.labels.value,
+              ),
+        ),
       ),
       edges: edges.map(
         ({ edges: [edge], mark }) =>

@@ -27,6 +27,8 @@ export interface Source {
   onContrast?(changed: (contrast: Contrast | null) => void): () => void;
   /** Keep what the reader has just written on a node; without it, it is kept in the view alone. */
   note?(written: Note): void;
+  /** Say why the host does not keep what is written on a node elsewhere than in its view; "": it does. */
+  unkept?(node: number): string;
   /** Measure the circuit without a part of it, and say how far that is, and then what came of it. */
   ablate?(part: Part, say: (text: string) => void): void;
 }

@@ -128,6 +128,12 @@ export function withNotes(source: Source, circuit: string, tell: (trouble: Troub
   return {
     ...source,
     note,
+    unkept: (node) =>
+      !canWrite.value
+        ? "nothing can be saved here"
+        : filters[node]
+          ? ""
+          : "the project keeps notes on filters, and this is none",
     view() {
       const view = source.view();
       if (addressed) for (const written of view.notes ?? []) unsaved.set(written.node, written);
