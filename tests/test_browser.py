@@ -490,6 +490,19 @@ def test_the_page_fits_its_window(show, size):
             assert box_of(page.locator(part))[3] <= size[1]
 
 
+def test_numbers_and_maps_are_in_sight_beside_nine_crops(show):
+    document = DOCUMENTS["plain"]()
+    tiles = next(each for each in document.pictures if each.name == "patches")
+    nine = np.repeat(tiles.tiles[:, :1], 9, axis=1)
+    pictures = [dataclasses.replace(each, tiles=nine) if each is tiles else each for each in document.pictures]
+    document = dataclasses.replace(document, pictures=tuple(pictures))
+    page = show(document, viewport={"width": 1280, "height": 720})
+    expect(page.locator("[part=crops] .crops > *")).to_have_count(9)
+    assert box_of(page.locator("[part=numbers] tbody tr").last)[3] <= 720
+    page.evaluate("location.hash = 'image=0'")
+    assert box_of(page.locator("[part=target] table"))[3] <= 720
+
+
 def test_of_a_deep_network_every_column_can_be_scrolled_to(show):
     page = show(plain(widths=(2,) * 30 + (1,)), viewport={"width": 1280, "height": 720})
     stage, marks = page.locator(".stage"), page.locator(".headings text")
