@@ -1,11 +1,35 @@
 /** Builds the bundles that the Python package ships, or, with `tests`, the test files for node's runner. */
 
-import { existsSync, readdirSync } from "node:fs";
-import { build } from "esbuild";
+import { readdirSync, writeFileSync } from "node:fs";
+import { build, transform } from "esbuild";
+import { minify } from "terser";
 
 const common = { bundle: true, target: "es2022", charset: "utf8", legalComments: "none", logLevel: "warning" };
-const preact = { jsx: "automatic", jsxImportSource: "preact" };
-const shipped = { ...common, minify: true, outdir: "../src/convcircuits/drawing/static" };
+const preact = { format: "esm", jsx: "automatic", jsxImportSource: "preact" };
+
+/** Styles are texts, which a bundle has as they are: here they are made as short as a file of CSS would be. */
+const styles = {
+  name: "styles",
+  setup({ onLoad }) {
+    onLoad({ filter: /\/styles\.ts$/ }, async ({ path }) => {
+      const { outputFiles } = await build({ entryPoints: [path], bundle: true, format: "esm", write: false });
+      const texts = await import(`data:text/javascript,${encodeURIComponent(outputFiles[0].text)}`);
+      const short = Object.entries(texts).map(async ([name, text]) => {
+        const { code } = await transform(text, { loader: "css", minify: true, charset: "utf8" });
+        return `export const ${name} = ${JSON.stringify(code.trim())};`;
+      });
+      return { contents: (await Promise.all(short)).join("\n") };
+    });
+  },
+};
+
+/** Writes a bundle. Terser's names are those that gzip can shorten most. */
+async function ship(to, options) {
+  const { outputFiles } = await build({ ...common, ...options, minifySyntax: true, write: false, plugins: [styles] });
+  const module = options.format === "esm";
+  const { code } = await minify(outputFiles[0].text, { module, ecma: 2020, compress: false, mangle: true });
+  writeFileSync(`../src/convcircuits/${to}`, `${code}\n`);
+}
 
 if (process.argv[2] === "tests") {
   const tests = readdirSync("test").filter((name) => name.endsWith(".test.ts"));
@@ -18,25 +42,11 @@ if (process.argv[2] === "tests") {
     packages: "external",
   });
 } else {
-  await build({
-    ...shipped,
-    entryPoints: { figure: "src/core/figure.ts" },
+  await ship("drawing/static/figure.js", {
+    entryPoints: ["src/core/figure.ts"],
     format: "iife",
     globalName: "convcircuits",
   });
-  const app = "src/app/main.ts";
-  if (existsSync(app))
-    await build({
-      ...shipped,
-      entryPoints: { diagram: app },
-      format: "esm",
-      ...preact,
-    });
-  await build({
-    ...shipped,
-    outdir: "../src/convcircuits/explorer/static",
-    entryPoints: { explorer: "src/explorer/main.tsx" },
-    format: "esm",
-    ...preact,
-  });
+  await ship("drawing/static/diagram.js", { entryPoints: ["src/app/main.ts"], ...preact });
+  await ship("explorer/static/explorer.js", { entryPoints: ["src/explorer/main.tsx"], ...preact });
 }

@@ -17,12 +17,14 @@ from playwright.sync_api import expect
 import convcircuits as cc
 import twofold
 from convcircuits.drawing import figure
-from convcircuits.drawing.data import Cut, Document, EdgeKind, NodeKind, View, Whole
+from convcircuits.drawing.data import Cut, Document, EdgeKind, NodeKind, Note, View, Whole
 from convcircuits.drawing.host import Diagram
 from convcircuits.drawing.page import plain_text
 from convcircuits.drawing.tiles import read_data_url
 from diagrams import DOCUMENTS, HOSTILE, deep, hostile, plain
 
+AXE_RUN = """axe.run(document, { rules: { "label-content-name-mismatch": { enabled: true } } })
+  .then(({ violations }) => violations)"""
 AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
 # A point on an edge, on the screen.
 POINT_ON = """path => {
@@ -488,6 +490,19 @@ def test_the_page_fits_its_window(show, size):
             assert box_of(page.locator(part))[3] <= size[1]
 
 
+def test_numbers_and_maps_are_in_sight_beside_nine_crops(show):
+    document = DOCUMENTS["plain"]()
+    tiles = next(each for each in document.pictures if each.name == "patches")
+    nine = np.repeat(tiles.tiles[:, :1], 9, axis=1)
+    pictures = [dataclasses.replace(each, tiles=nine) if each is tiles else each for each in document.pictures]
+    document = dataclasses.replace(document, pictures=tuple(pictures))
+    page = show(document, viewport={"width": 1280, "height": 720})
+    expect(page.locator("[part=crops] .crops > *")).to_have_count(9)
+    assert box_of(page.locator("[part=numbers] tbody tr").last)[3] <= 720
+    page.evaluate("location.hash = 'image=0'")
+    assert box_of(page.locator("[part=target] table"))[3] <= 720
+
+
 def test_of_a_deep_network_every_column_can_be_scrolled_to(show):
     page = show(plain(widths=(2,) * 30 + (1,)), viewport={"width": 1280, "height": 720})
     stage, marks = page.locator(".stage"), page.locator(".headings text")
@@ -824,6 +839,41 @@ def test_a_deep_network_opens_with_its_blocks_collapsed(show):
     expect(page.locator("[data-group]")).to_have_count(3)
 
 
+def test_a_very_deep_network_opens_with_neighboring_blocks_as_one_and_fits_the_window(show):
+    document = figure.with_blocks_collapsed(deep(12, seed=2))
+    page = show(document, viewport={"width": 1280, "height": 720})
+    stage = page.locator(".stage")
+    fitting = "e => e.scrollWidth <= e.clientWidth && e.scrollHeight <= e.clientHeight"
+    assert stage.evaluate(fitting)
+    several = page.locator("[data-group='layer1.0 to layer1.4']")
+    within = re.compile(r"10 layers, \d+ filters, \d+ kernels; Enter opens its 5 blocks")
+    expect(several).to_have_attribute("aria-label", within)
+    several.locator(".frame").click()
+    expect(page.locator("[part=state]")).to_contain_text("through layer1.0 to layer1.4")
+    inputs = page.locator(".card ol").first
+    expect(inputs).to_contain_text("of stem")
+    expect(inputs).not_to_contain_text("layer1")
+    page.locator("[part=open]").click()
+    expect(page.locator("[data-group='layer1.3']")).to_have_count(1)
+    expect(page.locator("[data-group]")).to_have_count(5 + 6)
+    page.locator("[part=blocks]").click()
+    page.locator("[part=as-first]").click()
+    expect(several).to_have_count(1)
+    expect(page.locator("[data-block='5']")).to_contain_text("in layer1.0 to layer1.4")
+    page.locator("[data-block='5']").click()  # one of them alone
+    fragment_of(page, "collapsed=11-12,13-14,15-16,17-18,19-20,21-22,1-2,3-4,7-8,9-10")
+
+
+def test_in_a_crowded_column_numbers_stand_beside_the_pictures(show):
+    page = show(plain(widths=(12, 2, 1), density=1.0), viewport={"width": 1280, "height": 720})
+    page.locator("[data-paths=all]").click()
+    crowded = page.locator("[data-node]").filter(has=page.locator("text[text-anchor=start]"))
+    expect(crowded).to_have_count(12)
+    sides = [box_of(frame) for frame in crowded.locator(".frame").all()]
+    assert min(right - left for left, _, right, _ in sides) >= 20
+    assert all(above[3] <= below[1] for above, below in itertools.pairwise(sides))
+
+
 def test_groups_of_similar_filters_are_suggested_and_accepted_by_a_click(show):
     document = plain(density=1.0)
     edges, nodes = document.edges, document.nodes
@@ -914,7 +964,7 @@ def test_axe_finds_nothing_to_complain_of(show, mode, theme):
     assert AXE.exists(), "These tests need axe-core: npm ci in frontend/ (make test does it)."
     page = show(DOCUMENTS["plain"](), f"#mode={mode}&image=0", color_scheme=theme)
     page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run(document).then(result => result.violations)")
+    found = page.evaluate(AXE_RUN)
     assert [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found] == []
 
 
@@ -924,7 +974,19 @@ def test_axe_finds_nothing_to_complain_of_where_a_node_is_isolated_and_panels_ar
     page = show(document, f"#isolate={middle(document)}", color_scheme=theme)
     page.get_by_role("button", name="about").click()
     page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run(document).then(result => result.violations)")
+    found = page.evaluate(AXE_RUN)
+    assert [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found] == []
+
+
+def test_axe_finds_nothing_to_complain_of_where_filters_have_labels(show):
+    document = plain(widths=(4, 4, 1), density=1.0)
+    last = np.flatnonzero(document.nodes.column == len(document.columns) - 2)
+    notes = (Note(int(last[0]), "wheel"), Note(int(last[1]), "the spokes of a very large wheel, seen ", "rim"))
+    page = show(dataclasses.replace(document, view=View(notes=notes, paths="all")))
+    named = page.locator(f"[data-node='{last[0]}']")
+    expect(named).to_contain_text("wheel")
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate(AXE_RUN)
     assert [(each["id"], [node["html"][:120] for node in each["nodes"]]) for each in found] == []
 
 

@@ -245,6 +245,17 @@ def test_the_blocks_of_a_network_that_does_not_fit_a_window_are_collapsed_but_fo
     assert not inner & shown
 
 
+@pytest.mark.parametrize(("blocks", "together"), [(8, 0), (9, 2), (12, 5), (30, 23)])
+def test_blocks_at_the_left_are_collapsed_together_if_even_blocks_do_not_fit(blocks, together):
+    document = figure.with_blocks_collapsed(deep(blocks))
+    spans = document.view.collapsed
+    assert [span.first for span in spans] == [1, *(last + 1 for last in (span.last for span in spans[:-1]))]
+    assert spans[-1].last == 2 * blocks - 2  # the target's own block is open
+    assert [(span.last - span.first + 1) // 2 for span in spans] == [together or 1, *[1] * (len(spans) - 1)]
+    shown = len(document.columns) - sum(span.last - span.first for span in spans)
+    assert shown == min(figure.MOST_COLUMNS, 1 + blocks - 1 + 2)
+
+
 def test_a_view_of_what_is_not_there_is_refused():
     with pytest.raises(ConvCircuitsError, match="names node 999"):
         figure.drawn(plain(), View(root=999))

@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import shlex
+from datetime import datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -167,6 +168,14 @@ ASK = """async (job) => {
 ASKED = """(job) =>
   fetch("/api/v1/jobs", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(job) })
     .then((answer) => answer.json().then((said) => [answer.status, said.result?.circuit]))"""
+
+
+NOTED = """async ([of, label]) => {
+  const path = `/api/v1/notes/${of}`;
+  const tag = await fetch(path).then((answer) => answer.headers.get("etag"));
+  const headers = { "content-type": "application/json", "if-match": tag };
+  await fetch(path, { method: "PUT", headers, body: JSON.stringify({ label, star: false, text: "" }) });
+}"""
 
 
 def answered(page, **job):
@@ -413,6 +422,10 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     expect(page).to_have_url(f"{start}compare?a={large}&b={small}")
     page.locator("[part=compare]").click()
     page.locator("[part=diagram] [data-node]").first.wait_for()
+    page.locator("[part=diagram] [data-node] .frame").last.click()
+    expect(page.locator("[part=diagram] .notes")).to_contain_text(
+        "Kept in this page's address alone: the project keeps"
+    )
     expect(page.locator(".beside tbody td").first).to_contain_text("on 6 crops")
     fits(page)
 
@@ -499,9 +512,11 @@ def test_what_is_written_on_a_filter_of_a_diagram_stays_and_no_tab_overwrites_an
     first.fill("hub")
     first.press("Enter")
     page.wait_for_function("() => fetch('/api/v1/notes').then(r => r.text()).then(text => text.includes('hub'))")
-    for button in ("[part=image]", "[data-image='1']"):  # by a script, so that the label stays in focus
-        other.locator(f"[part=diagram] {button}").evaluate("button => button.click()")
-    expect(other).to_have_url(re.compile("image=1$"))  # nobody wrote in this tab what it still shows
+    everything = other.locator("[part=diagram] [data-paths=all]")
+    everything.evaluate("button => button.click()")  # by a script, so that the label stays in focus
+    expect(everything).to_have_attribute("aria-pressed", "true")
+    other.wait_for_timeout(300)  # until the address has what was clicked
+    expect(other).to_have_url(re.compile("paths=all$"))  # nobody wrote in this tab what it still shows
     page.goto("about:blank")
     page.goto(address)
     expect(label(page)).to_have_value("hub")
@@ -511,8 +526,31 @@ def test_what_is_written_on_a_filter_of_a_diagram_stays_and_no_tab_overwrites_an
     expect(other.locator(".both")).to_contain_text("Yours, not saved: “tyre”")
     other.get_by_role("button", name="keep mine").click()
     expect(first).to_have_value("tyre")
+    expect(page.locator("[part=diagram] .notes")).not_to_contain_text("Kept in")
     expect(other.locator(".both")).to_have_count(0)
-    expect(other).to_have_url(re.compile("image=1$"))
+    expect(other).to_have_url(re.compile("paths=all$"))
+
+
+def test_a_note_from_another_tab_undoes_no_click(open_page):
+    page = open_page()
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    circuit = answered(page, kind="find", feature="0:2", criterion="gauss_newton", density=0.6, count=4)["circuit"]
+    page.clock.install()
+    page.goto(f"{page.url}c/{circuit}")
+    node = page.locator("[part=diagram] [data-node]").last
+    node.wait_for()
+    page.clock.pause_at(datetime.now() + timedelta(hours=1))  # the address never follows what is clicked now
+    node.locator(".frame").click()
+    page.evaluate(NOTED, [f"circuits/{circuit}/filters/0/2", "spoke"])
+    for _ in range(100):
+        page.wait_for_timeout(50)
+        page.clock.run_for(1)
+        if "spoke" in (node.text_content() or ""):
+            break
+    expect(node).to_contain_text("spoke")
+    expect(node).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("[part=diagram] [part=label]")).to_have_value("spoke")
+    expect(page).to_have_url(re.compile(r"#isolate=\d+$"))
 
 
 def test_a_unit_of_two_mechanisms_is_split_into_them(open_page, planted):

@@ -4,7 +4,7 @@ import { test } from "node:test";
 import { Ajv2020 } from "ajv/dist/2020.js";
 import { fileName } from "../src/app/exports.js";
 import { formatHash, parseHash } from "../src/app/hash.js";
-import { blockOf, blocksOf } from "../src/core/blocks.js";
+import { blockOf, blocksOf, closedAtFirst, opensTo, spanName } from "../src/core/blocks.js";
 import { DocumentError, decode, type Graph, gainOf, isFitted, setOf } from "../src/core/decode.js";
 import { figures, PRESETS } from "../src/core/figure.js";
 import { type Flow, flowOf } from "../src/core/flow.js";
@@ -597,7 +597,7 @@ test("a range of columns is drawn as one, and the flow through it is that of wha
     assert.ok(parts.spans.filter(Boolean).length <= 1);
     const scene = draw(graph, view({ collapsed: [span] }), CANVASES[0]!);
     const node = scene.nodes.find((each) => each.span);
-    if (node) assert.match(insideText(graph, scene.flow, node.nodes), /^\d+ layers?, \d+ filters?$/);
+    if (node) assert.match(insideText(graph, scene.flow, node.nodes), /^\d+ layers?, \d+ filters?, \d+ kernels?$/);
     assert.ok(scene.numbers.text.includes("were not measured"));
     const root = graph.leftToRight.find((each) => graph.column[each] === last && scene.flow.aliveNode[each]! > 0)!;
     assert.ok(drawnOf(graph, view({ collapsed: [span], root })).parts.spans.every((each) => each === null));
@@ -638,6 +638,31 @@ test("blocks are runs of columns whose layers say that they belong to one", () =
   const { headings } = draw(graph, at, CANVASES[0]!);
   assert.ok(headings.some(({ lines }) => lines.join("").includes("layer1.1")));
   assert.equal(headings.length, 6);
+});
+
+test("stages are drawn as one before their blocks are, from the left, until all columns have room", () => {
+  const blocks = ["layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer2.2", "layer3.0"];
+  const names = ["stem", ...blocks.flatMap((block) => [`${block}.conv1`, `${block}.conv2`])];
+  const document = randomDocument(4, { columns: names.length, width: 2, readers: 1 });
+  for (const [i, layer] of document.layers.entries()) layer.name = names[i]!;
+  const graph = decode(document);
+  const drawn = (most: number) =>
+    closedAtFirst(graph, most).map((span) => [spanName(graph, span), opensTo(graph, span)]);
+  const each = (from: number) => blocks.slice(from, 5).map((block) => [block, "2 columns"]);
+  assert.deepEqual(drawn(13), []);
+  assert.deepEqual(drawn(8), each(0));
+  assert.deepEqual(drawn(7), [["layer1", "2 blocks"], ...each(2)]);
+  assert.deepEqual(drawn(6), [["layer1", "2 blocks"], ["layer2.0 to layer2.1", "2 blocks"], ...each(4)]);
+  assert.deepEqual(drawn(5), [
+    ["layer1", "2 blocks"],
+    ["layer2", "3 blocks"],
+  ]);
+  assert.deepEqual(drawn(2), drawn(5)); // the stem, the stages and the target's own block stay apart
+  const [from, to] = [2, 3].map((column) => document.columns[column]!.label);
+  assert.deepEqual(
+    [spanName(graph, { first: 2, last: 3 }), opensTo(graph, { first: 2, last: 3 })],
+    [`${from} to ${to}`, "2 columns"],
+  );
 });
 
 test("groups are suggested of filters whose kernels are alike, also turned, in every pair", () => {

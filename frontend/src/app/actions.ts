@@ -1,6 +1,6 @@
 /** The reader's actions, by pointer, key or button. Each announces what changed to screen readers. */
 
-import { spanName } from "../core/blocks.js";
+import { blocksIn, spanAt, spanName } from "../core/blocks.js";
 import { percent } from "../core/format.js";
 import type { Span } from "../core/types.js";
 import type { Spot, Store } from "./store.js";
@@ -16,7 +16,7 @@ export function isolateNode(store: Store, node: number): void {
   hold(store, { nodes: nodes.find((each) => each.nodes.includes(node))?.nodes ?? [node], edges: [] });
   const count = lit ? lit.nodes.reduce((sum, each) => sum + each, 0) : nodes.length;
   const through = `${percent(store.view.value.share)} of the drawn flow through it`;
-  store.say(`${store.name(node)} isolated: ${through}, ${count} filters are lit`);
+  store.say(`${store.drawnName(node)} isolated: ${through}, ${count} filters are lit`);
 }
 
 /** Keeps the details of nodes or edges in the panel, and opens it where it is a sheet. */
@@ -97,10 +97,16 @@ export function collapse(store: Store, collapsed: Span[], message: string): void
   store.change({ collapsed, isolate: null }, message);
 }
 
-/** Opens a range of columns. */
+/** Opens a range of columns: one of several blocks into these, and a block, which may be one of such, into its columns. */
 export function open(store: Store, span: Span): void {
-  const rest = store.view.value.collapsed.filter(({ first }) => first !== span.first);
-  collapse(store, rest, `${spanName(store.graph, span)} is open`);
+  const { collapsed } = store.view.value;
+  const around = spanAt(collapsed, span.first) ?? span;
+  const inside = blocksIn(store.graph, around).filter(({ first, last }) => first !== span.first || last !== span.last);
+  collapse(
+    store,
+    [...collapsed.filter((each) => each !== around), ...inside.map(({ first, last }) => ({ first, last }))],
+    `${spanName(store.graph, span)} is open`,
+  );
 }
 
 /** Writes a node's label or what is noted of it; empty text removes it. */

@@ -2,17 +2,18 @@
 
 import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
+import { opensTo } from "../core/blocks.js";
 import { gainOf, isFitted, kernel, setOf } from "../core/decode.js";
 import { count, gainText, percent, plural, significant } from "../core/format.js";
 import { circuitName, edgeName, nodeShort, signName } from "../core/names.js";
 import { insideText, of } from "../core/select.js";
 import { plain } from "../core/text.js";
-import { EdgeKind, LONGEST_LABEL, LONGEST_NOTE, NodeKind } from "../core/types.js";
+import { EdgeKind, LONGEST_LABEL, LONGEST_NOTE, NodeKind, type Note } from "../core/types.js";
 import { annotate, open } from "./actions.js";
 import { onlyIn, strongest } from "./diagram.js";
 import type { Store } from "./store.js";
 import { onImage, TargetFigures, TargetMaps } from "./target.js";
-import { Kernel, MapPicture, Picture } from "./ui.js";
+import { Kernel, MapPicture, Picture, pure } from "./ui.js";
 
 const PICTURE = 116;
 const BESIDE = 88; // if the image is beside two maps
@@ -163,15 +164,16 @@ function inner({ graph, flow }: Store, node: number): number[] {
   return of(graph.inner, node).filter((edge) => flow.value.alive[edge] && kernel(graph, edge));
 }
 
-/** A node's label and note, to read and to write. */
-function Notes({ store, node }: { store: Store; node: number }) {
-  const { label, note } = store.view.value.notes.find((each) => each.node === node) ?? { label: "", note: "" };
+/** A node's label and note, to read and to write. Rendered again only if they are others, so that what is being written
+ *  stays. */
+const Notes = pure(({ store, node, label, note }: Note & { store: Store }) => {
   // Keys that mean something in the diagram are text here; Escape leaves.
   const leave = (event: KeyboardEvent) => {
     event.stopPropagation();
     if (event.key === "Escape" || (event.key === "Enter" && event.currentTarget instanceof HTMLInputElement))
       (event.currentTarget as HTMLElement).blur();
   };
+  const unkept = store.source.unkept?.(node);
   return (
     <div class="notes">
       <input
@@ -194,8 +196,15 @@ function Notes({ store, node }: { store: Store; node: number }) {
         onKeyDown={leave}
         onChange={(event) => annotate(store, node, { note: event.currentTarget.value })}
       />
+      {unkept && <p class="soft">Kept in this page's address alone: {unkept}.</p>}
     </div>
   );
+});
+
+/** The nodes of a group or a block with the largest flow, those without a picture last. */
+function strongestFilters({ graph, flow }: Store, nodes: number[], set: number): number[] {
+  const weight = (node: number) => (graph.tilesOf(set, node).length ? flow.value.node[node]! : -1);
+  return [...nodes].sort((a, b) => weight(b) - weight(a) || a - b).slice(0, 12);
 }
 
 export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
@@ -223,6 +232,7 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
   const beside = image === null || !target ? null : onImage(store, image);
   const filter = nodes.length === 1 && graph.kind[node] === NodeKind.filter;
   const pair = filter && store.contrast.value?.(graph.layer[node]!, graph.unit[node]!, null);
+  const noted = view.value.notes.find((each) => each.node === node) ?? { node, label: "", note: "" };
   const named = view.value.groups.find((each) => each.nodes.includes(node));
   return (
     <>
@@ -246,11 +256,11 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
       </p>
       {block && store.hover.value === null && (
         <button type="button" part="open" onClick={() => open(store, block.span!)}>
-          open it
+          open its {opensTo(graph, block.span!)}
         </button>
       )}
       {pair && <p>output on A, B: {pair.map(significant).join(", ")}</p>}
-      {nodes.length === 1 && store.hover.value === null && <Notes key={node} store={store} node={node} />}
+      {nodes.length === 1 && store.hover.value === null && <Notes key={node} store={store} {...noted} />}
       {filter && (
         <Without
           key={`without ${node}`}
@@ -262,7 +272,7 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
       )}
       {nodes.length > 1 ? (
         <div class="pictures">
-          {nodes.slice(0, 12).map((each) => (
+          {strongestFilters(store, nodes, at).map((each) => (
             <Picture store={store} tile={graph.tilesOf(at, each)[0] ?? -1} size={PATCH} label={store.name(each)} />
           ))}
         </div>

@@ -2,6 +2,7 @@
 
 import { useComputed, useSignalEffect } from "@preact/signals";
 import { useRef } from "preact/hooks";
+import { opensTo } from "../core/blocks.js";
 import { gainOf } from "../core/decode.js";
 import { labelBox } from "../core/labels.js";
 import { circuitName, edgeName, signName, spokenNode } from "../core/names.js";
@@ -193,14 +194,22 @@ export function bodyOf(scene: Scene): { top: number; height: number } {
   return { top, height: Math.max(...ends, top + 100) + MARGIN - top };
 }
 
-/** The strongest edges into or out of some nodes by flow, drawn or not. */
+/** A spoken name with what is seen of it before it, unless it has that: who speaks to the page says what is seen. */
+function withSeen(seen: string, name: string): string {
+  const words = (text: string) => ` ${text.replace(/[^\p{L}\p{N}]+/gu, " ").trim()} `;
+  return words(name).includes(words(seen)) ? name : `${seen}, ${name}`;
+}
+
+/** The strongest edges by flow, drawn or not, by which some nodes read others, or are read by others. */
 export function strongest(store: Store, nodes: number[], direction: "incoming" | "outgoing", most: number): number[] {
   const { graph, flow } = store;
   const lists = graph[direction];
   const edges = nodes.flatMap((node) => [...lists.items.subarray(lists.start[node], lists.start[node + 1])]);
   const by = flow.value.edge;
+  const inside = new Set(nodes);
+  const others = direction === "incoming" ? graph.source : graph.target;
   return edges
-    .filter((edge) => flow.value.alive[edge] && by[edge]! > 0)
+    .filter((edge) => flow.value.alive[edge] && by[edge]! > 0 && !inside.has(others[edge]!))
     .sort((a, b) => by[b]! - by[a]!)
     .slice(0, most);
 }
@@ -214,17 +223,20 @@ export function Diagram({ store }: { store: Store }) {
     const { nodes, edges } = store.plan.value;
     return {
       nodes: nodes.map((node) =>
-        node.group !== null
-          ? node.span
-            ? `${node.group}, collapsed: ${insideText(graph, store.flow.value, node.nodes)}; Enter opens it`
-            : `group ${plain(node.group)}, ${node.nodes.length} filters`
-          : spokenNode(
-              graph,
-              node.nodes[0]!,
-              node.flow,
-              strongest(store, node.nodes, "incoming", 3),
-              store.labels.value,
-            ),
+        withSeen(
+          node.label.lines.join(" "),
+          node.group !== null
+            ? node.span
+              ? `${node.group}, collapsed: ${insideText(graph, store.flow.value, node.nodes)}; Enter opens its ${opensTo(graph, node.span)}`
+              : `group ${plain(node.group)}, ${node.nodes.length} filters`
+            : spokenNode(
+                graph,
+                node.nodes[0]!,
+                node.flow,
+                strongest(store, node.nodes, "incoming", 3),
+                store.labels.value,
+              ),
+        ),
       ),
       edges: edges.map(
         ({ edges: [edge], mark }) =>

@@ -33,7 +33,7 @@ export function Side({ store }: { store: Store }) {
   const table = r2Table(graph, store.view.value, scene.numbers);
   const name = spot
     ? spot.nodes.length
-      ? store.name(spot.nodes[0]!)
+      ? store.drawnName(spot.nodes[0]!)
       : edgeName(graph, spot.edges[0]!)
     : "The target and the numbers";
   const sheet = useRef<HTMLElement>(null);
@@ -82,9 +82,10 @@ export function Side({ store }: { store: Store }) {
           </section>
         ) : (
           <>
-            <Crops store={store} />
             <TargetOnImage store={store} />
+            <Crops store={store} />
             {table && <Numbers store={store} table={table} />}
+            <Features store={store} />
           </>
         )}
         <section class="full">
@@ -110,8 +111,8 @@ function scrollerOf(element: Element): Element {
   return document.documentElement;
 }
 
-/** What drives the node that is drawn as the target: parts of images, and its pictures in the circuit and the full
- *  model. Of two compared circuits with groups of their own, on the images of each. */
+/** What drives the node that is drawn as the target: parts of images. Of two compared circuits with groups of their own,
+ *  on the images of each. */
 function Crops({ store }: { store: Store }) {
   const { graph } = store;
   const { variant, compare } = store.view.value;
@@ -133,8 +134,7 @@ function Crops({ store }: { store: Store }) {
     .filter(({ tiles }) => tiles.top.length > 0);
   const offered = SAMPLES.filter(([sample]) => rows.some(({ tiles }) => tiles[sample].length > 0));
   const [shown, words] = offered.find(([sample]) => sample === chosen.value) ?? SAMPLES[0];
-  const features = target ? graph.document.pictures.flatMap(({ target }) => target) : [];
-  if (!rows.length && !features.length) return null;
+  if (!rows.length) return null;
   return (
     <section part="crops">
       {offered.length > 1 && (
@@ -185,16 +185,22 @@ function Crops({ store }: { store: Store }) {
           <p class="soft">{sentence(graph.document.pictures[set]!.label)}</p>
         </>
       ))}
-      {features.length > 0 && (
-        <div class="pictures rows">
-          {features.map(({ label, tile }) => (
-            <figure>
-              <Picture store={store} tile={tile} size={CROP} label={plain(label)} />
-              <figcaption>{plain(label)}</figcaption>
-            </figure>
-          ))}
-        </div>
-      )}
+    </section>
+  );
+}
+
+/** The target's own pictures, such as what was optimized to drive it. */
+function Features({ store: { graph, flow }, store }: { store: Store }) {
+  const features = graph.document.pictures.flatMap(({ target }) => target);
+  if (flow.value.root !== graph.document.target || !features.length) return null;
+  return (
+    <section class="pictures rows" part="features">
+      {features.map(({ label, tile }) => (
+        <figure>
+          <Picture store={store} tile={tile} size={CROP} label={plain(label)} />
+          <figcaption>{plain(label)}</figcaption>
+        </figure>
+      ))}
     </section>
   );
 }

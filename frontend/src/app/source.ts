@@ -18,6 +18,8 @@ export interface Source {
   /** Call back when the host has another view or another document; return a function that unsubscribes. */
   onView(changed: () => void): () => void;
   onDocument(changed: () => void): () => void;
+  /** Call back when only the notes of the host's view are others; return a function that unsubscribes. */
+  onNotes?(changed: () => void): () => void;
   /** Call back with the host's theme, now and whenever it is another; return a function that unsubscribes. Without it,
    *  the theme is that of the reader's system. */
   onTheme?(changed: (theme: Theme) => void): () => void;
@@ -25,6 +27,8 @@ export interface Source {
   onContrast?(changed: (contrast: Contrast | null) => void): () => void;
   /** Keep what the reader has just written on a node; without it, it is kept in the view alone. */
   note?(written: Note): void;
+  /** Say why the host does not keep what is written on a node elsewhere than in its view; "": it does. */
+  unkept?(node: number): string;
   /** Measure the circuit without a part of it, and say how far that is, and then what came of it. */
   ablate?(part: Part, say: (text: string) => void): void;
 }

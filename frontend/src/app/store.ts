@@ -63,6 +63,8 @@ export interface Store {
   say(message: string): void;
   labels: ReadonlySignal<Labels>;
   name(node: number): string;
+  /** The name of a node, or of the collapsed block that it is drawn in. */
+  drawnName(node: number): string;
   close(): void;
 }
 
@@ -134,7 +136,7 @@ export function createStore(source: Source): Store {
     maps: new Maps(graph),
     change(part, message, how) {
       if (how !== "drag") {
-        if (view.value !== written) write();
+        flush();
         step = true;
       }
       const next = viewOf(graph, view.value, part);
@@ -161,6 +163,8 @@ export function createStore(source: Source): Store {
     },
     labels: computed(() => labelsOf(view.value)),
     name: (node) => nodeName(graph, node, store.labels.value),
+    drawnName: (node) =>
+      plan.value.nodes.find(({ span, nodes }) => span && nodes.includes(node))?.group ?? store.name(node),
     close() {
       clearTimeout(timer);
       for (const stop of stops) stop();
@@ -188,6 +192,7 @@ export function createStore(source: Source): Store {
     source.write(view.value, base, selection.value, step);
     [step, written] = [false, view.value];
   };
+  const flush = () => view.value !== written && write();
   const stops = [
     effect(() => {
       view.value;
@@ -200,6 +205,11 @@ export function createStore(source: Source): Store {
     }),
     source.onContrast?.((found) => {
       contrast.value = found;
+    }) ?? (() => {}),
+    source.onNotes?.(() => {
+      flush(); // the host has not been told yet of what the reader did last
+      view.value = viewOf(graph, view.value, { notes: source.view().notes });
+      store.say("notes have changed");
     }) ?? (() => {}),
     source.onView(() => {
       const before = view.value.isolate;

@@ -2,7 +2,7 @@
 
 import { useSignal } from "@preact/signals";
 import { useMemo, useRef } from "preact/hooks";
-import { blocksOf } from "../core/blocks.js";
+import { blocksOf, opensTo, spanAt, spanName } from "../core/blocks.js";
 import { count, decimal, percent, plural, significant } from "../core/format.js";
 import { circuitName, layerName } from "../core/names.js";
 import { mainNote } from "../core/scene.js";
@@ -202,15 +202,25 @@ export function Toolbar({ store }: { store: Store }) {
 /** The blocks of the network, each to draw as one column or open. */
 function Blocks({ store, blocks }: { store: Store; blocks: ReturnType<typeof blocksOf> }) {
   const { collapsed } = store.view.value;
-  const isClosed = ({ first }: Span) => collapsed.some((each) => each.first === first);
+  const isClosed = ({ first }: Span) => spanAt(collapsed, first) !== undefined;
+  const drawnAs = (block: Span) => {
+    const around = spanAt(collapsed, block.first);
+    if (!around) return opensTo(store.graph, block);
+    return around.last - around.first > block.last - block.first ? `in ${spanName(store.graph, around)}` : "one column";
+  };
   return (
     <>
       <div class="row">
-        draw as one column
+        collapse
         <span>
           <button type="button" part="collapse-all" onClick={() => collapse(store, blocks, "all blocks are collapsed")}>
             all
           </button>
+          {store.base.collapsed.length > 0 && (
+            <button type="button" part="as-first" onClick={() => collapse(store, store.base.collapsed, "as at first")}>
+              as at first
+            </button>
+          )}
           <button type="button" part="open-all" onClick={() => collapse(store, [], "all blocks are open")}>
             none
           </button>
@@ -228,7 +238,7 @@ function Blocks({ store, blocks }: { store: Store; blocks: ReturnType<typeof blo
               : collapse(store, [...collapsed, block], `${block.name} is drawn as one column`)
           }
         >
-          {block.name} <small>{isClosed(block) ? "one column" : plural(block.last - block.first + 1, "column")}</small>
+          {block.name} <small>{drawnAs(block)}</small>
         </button>
       ))}
     </>
@@ -671,7 +681,7 @@ export function State({ store }: { store: Store }) {
       )}
       {isolate !== null && (
         <span class="group">
-          the drawn flow through <b>{store.name(isolate)}</b>
+          the drawn flow through <b>{store.drawnName(isolate)}</b>
           <Shares store={store} />
           <button type="button" part="clear" onClick={() => clear(store)}>
             clear (Esc)
@@ -680,7 +690,7 @@ export function State({ store }: { store: Store }) {
       )}
       {isolate === null && selection.length > 0 && (
         <span class="group">
-          <b>{selection.length === 1 ? store.name(selection[0]!) : plural(selection.length, "filter")}</b> chosen
+          <b>{selection.length === 1 ? store.drawnName(selection[0]!) : plural(selection.length, "filter")}</b> chosen
           {selection.length > 1 ? (
             <button type="button" part="group" onClick={() => group(store)}>
               group
@@ -718,9 +728,7 @@ export function State({ store }: { store: Store }) {
       )}
       {mode === "diagram" && isolate === null && scene.lit && <span part="note">{mainNote(scene)}</span>}
       {mode === "diagram" && isolate === null && root === null && selection.length === 0 && (
-        <span class="hint">
-          Point at a filter or a kernel for its details; click a filter to see what flows through it.
-        </span>
+        <span class="hint">Point at a filter or kernel for details; click a filter to see what flows through it.</span>
       )}
       <div class="segments push" role="group" aria-label="mode">
         {MODES.map(({ mode: each, label }) => (

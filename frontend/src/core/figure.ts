@@ -27,9 +27,9 @@ export function figures(documentJson: string) {
     return scenes.get(preset)!;
   };
   return {
-    /** The ranges of columns that a deep network's view draws as one at first, as JSON. */
-    blocks(): string {
-      return JSON.stringify(closedAtFirst(graph));
+    /** The ranges of columns that the view of a network of more than `most` draws as one at first, as JSON. */
+    blocks(most: string): string {
+      return JSON.stringify(closedAtFirst(graph, Number(most)));
     },
     /** The numbers of the tiles that a figure shows, as JSON: what a host should cut out of their pages and hand to
      *  `svg`. */

@@ -100,13 +100,17 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
   const extents = Array.from({ length: parts.members.length + lanes.length }, () => ({ above: 0, below: 0, gap: 0 }));
   const sides = [...natural];
   for (const column of layers.columns) {
-    let scale = 1;
-    const set = () => {
-      for (const thing of column) extents[thing] = extent(thing, scale);
+    const fitting = () => {
+      for (let scale = 1; ; scale -= 0.02) {
+        for (const thing of column) extents[thing] = extent(thing, scale);
+        if (canvas.height === undefined || scale <= SMALLEST || neededHeight(column, extents) <= room) return scale;
+      }
     };
-    set();
-    if (canvas.height !== undefined)
-      for (; scale > SMALLEST && neededHeight(column, extents) > room; set()) scale -= 0.02;
+    let scale = fitting();
+    if (scale < CROWDED) {
+      for (const thing of column) if (!inner.has(thing) && thing !== parts.root) lines.delete(thing);
+      scale = fitting();
+    }
     for (const thing of column) if (thing < sides.length) sides[thing] = natural[thing]! * scale;
   }
   const { y, height } = placeThings(layers, extents, canvas.height === undefined ? sizes.least : room);
@@ -199,6 +203,7 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
 
 const SCROLL_BAR = 16; // px
 const SMALLEST = 0.4; // of the pictures' natural sizes, to fit a height
+const CROWDED = 0.6; // below that, labels stand beside the pictures
 
 /** The tiles of a picture: four where there are as many and they are wanted, else the best. */
 function mosaic(tiles: number[], four: boolean): number[] {
@@ -321,13 +326,16 @@ function isolatedNote(graph: Graph, scene: Scene, unit: number, share: number): 
   return `Lit: the paths that carry ${percent(share)} of the drawn flow through ${through}.`;
 }
 
-/** "Lit: the main paths, 18 of the 73 filters drawn, 2 % of the score." */
+/** "Lit: the main paths, 18 of the 73 filters drawn, 2 % of the score." Blocks that are drawn as one are counted apart. */
 export function mainNote({ main, nodes, edges, parts }: Scene): string {
   const kept = new Uint8Array(parts.edges.length);
   for (const [i, { bundle }] of edges.entries()) kept[bundle] = main.edges[i]!;
-  const lit = main.nodes.reduce((sum, each) => sum + each, 0);
+  const lit = [0, 0];
+  for (const [i, { span }] of nodes.entries()) lit[span ? 1 : 0]! += main.nodes[i]!;
+  const blocks = nodes.filter(({ span }) => span).length;
+  const beside = blocks ? ` and ${count(lit[1]!)} of ${plural(blocks, "block")}` : "";
   const share = percent(carried(parts, kept)[parts.root] ?? 0);
-  return `Lit: the main paths, ${count(lit)} of ${plural(nodes.length, "filter")} drawn, ${share} of the score.`;
+  return `Lit: the main paths, ${count(lit[0]!)} of ${plural(nodes.length - blocks, "filter")} drawn${beside}, ${share} of the score.`;
 }
 
 /** What of a scene some units and bundles are. */

@@ -185,13 +185,14 @@ export function fits(graph: Graph, flow: Flow, view: View): boolean {
   );
 }
 
-/** "3 layers, 34 filters": what some nodes of a range of columns have of the circuit; "passed by" if nothing. */
+/** "3 layers, 34 filters, 120 kernels": what some nodes of a range of columns have of the circuit; "passed by" if nothing. */
 export function insideText(graph: Graph, flow: { alive: Uint8Array }, nodes: number[]): string {
   const edges = nodes.flatMap((node) => [...of(graph.incoming, node), ...of(graph.inner, node)]);
   const alive = edges.filter((edge) => flow.alive[edge]);
   const layers = new Set(alive.flatMap((edge) => (graph.edgeLayer[edge]! >= 0 ? [graph.edgeLayer[edge]!] : [])));
   if (!layers.size) return "passed by";
-  return `${plural(layers.size, "layer")}, ${plural(countOf(graph, alive).filters, "filter")}`;
+  const { filters, kernels } = countOf(graph, alive);
+  return `${plural(layers.size, "layer")}, ${plural(filters, "filter")}, ${plural(kernels, "kernel")}`;
 }
 
 /** The units that are pinned and alive. */

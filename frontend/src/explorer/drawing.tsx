@@ -20,7 +20,8 @@ import { ended, Work } from "./work.js";
  *  @param tell called with a note that could not be saved, and with null when that is settled */
 export function explorerSource(text: string, circuit: string | null, tell: (trouble: Trouble | null) => void): Source {
   const own: Source = { ...pageSource(text), host: "widget", onTheme: (changed) => theme.subscribe(changed) };
-  if (circuit === null) return own;
+  if (circuit === null)
+    return { ...own, unkept: () => "the project keeps notes on a filter with its circuit, and here are two" };
   const source = withNotes(own, circuit, tell);
   source.onContrast = (changed) => contrasted.subscribe((found) => changed(found?.of === circuit ? found.value : null));
   return canWrite.value ? { ...source, ablate: (part, say) => ablate(circuit, part, say) } : source;

@@ -36,7 +36,7 @@ export function withNotes(source: Source, circuit: string, tell: (trouble: Troub
   /** What was written here, or came with the address, and is not saved: it stands in place of what is. */
   const unsaved = new Map<number, Noted>();
   let [waiting, queue] = [0, Promise.resolve()];
-  let changed = () => {};
+  let noted = () => {};
   let last: [view: View, base: View, selection: number[]] | null = null;
   let lasting = ""; // what the address had of the last view besides notes
   let addressed = true; // the diagram is about to show what the address says
@@ -57,7 +57,7 @@ export function withNotes(source: Source, circuit: string, tell: (trouble: Troub
   /** Shows what was written elsewhere, but not in place of what the reader is just writing. */
   const look = () => {
     const writing = document.activeElement?.shadowRoot?.activeElement?.matches(DRAWN);
-    if (!writing && waiting === 0 && !same(merged(), shown)) changed();
+    if (!writing && waiting === 0 && !same(merged(), shown)) noted();
   };
   const set = (written: Noted) => {
     unsaved.set(written.node, written);
@@ -91,7 +91,7 @@ export function withNotes(source: Source, circuit: string, tell: (trouble: Troub
         for (const node of unsaved.keys()) if (keys[node] === filterKey(of)) unsaved.delete(node);
         address(false);
         tell(null);
-        changed();
+        noted();
       },
     });
   };
@@ -128,6 +128,12 @@ export function withNotes(source: Source, circuit: string, tell: (trouble: Troub
   return {
     ...source,
     note,
+    unkept: (node) =>
+      !canWrite.value
+        ? "nothing can be saved here"
+        : filters[node]
+          ? ""
+          : "the project keeps notes on filters, and this is none",
     view() {
       const view = source.view();
       if (addressed) for (const written of view.notes ?? []) unsaved.set(written.node, written);
@@ -142,18 +148,19 @@ export function withNotes(source: Source, circuit: string, tell: (trouble: Troub
       last = [view, base, selection];
       address(step);
     },
-    onView(told) {
-      changed = told;
-      const moved = () => {
+    onView: (told) =>
+      source.onView(() => {
         addressed = true;
         told();
-      };
+      }),
+    onNotes(told) {
+      noted = told;
       const later = () => setTimeout(look);
       addEventListener("focusout", later);
-      const stops = [source.onView(moved), notes.subscribe(later)];
+      const stop = notes.subscribe(later);
       return () => {
         removeEventListener("focusout", later);
-        for (const stop of stops) stop();
+        stop();
       };
     },
   };

@@ -88,11 +88,12 @@ def drawn_by_any(document: Document, variants: int) -> Shown:
 def with_blocks_collapsed(document: Document) -> Document:
     """Return a document that opens with the blocks of a deep network collapsed if its columns do not fit a window.
 
-    The block of the target stays open. A reader opens the others.
+    The block of the target stays open. If even the blocks do not fit, those at the left are drawn together, such as
+    all of ``layer1``. A reader opens them.
     """
     if len(document.columns) <= MOST_COLUMNS:
         return document
-    spans = tuple(Span(**span) for span in json.loads(_Figures(document).call("blocks")))
+    spans = tuple(Span(**span) for span in json.loads(_Figures(document).call("blocks", str(MOST_COLUMNS))))
     return dataclasses.replace(document, view=dataclasses.replace(document.view, collapsed=spans))
 
 
