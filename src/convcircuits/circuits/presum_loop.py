@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
-from numba import njit, types
-from numba.extending import intrinsic, models, register_model
+from numba import extending, njit, types
+from numba.extending import models, register_model
 
+intrinsic: Any = extending.intrinsic  # its types are those of what it is given, not of what it makes
 _BITS = 1024 if binding.get_host_cpu_features().get("avx512f") else 512  # two registers of most processors
 
 
