@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,19 +79,20 @@ def absolute_sums_of_lattice(
     assert positions % Lattice.MULTIPLE == 0
     assert min(lattice.offsets) >= 0
     assert max(lattice.offsets) + positions <= lattice.reads.shape[2]
-    quads = F.pad(weights.permute(0, 2, 3, 1), (0, -out % _QUAD)).unflatten(3, (-1, _QUAD)).transpose(2, 3)
+    padded = F.pad(weights.permute(0, 2, 3, 1), (0, -out % _QUAD))
+    quads = padded.reshape(groups, inputs, size, -1, _QUAD).transpose(2, 3)
     sums = weights.new_zeros(groups, inputs, out)
     step = Lattice.MULTIPLE
     block = max(1, memory // _BLOCKS // (out * weights.element_size()) // step) * step
     given = (lattice.reads, torch.tensor(lattice.offsets), quads, lattice.gradient.abs(), sums)
-    arrays = [one.contiguous().numpy() for one in given]
+    arrays: Any = [one.contiguous().numpy() for one in given]
     rows = groups * inputs
     threads = min(torch.get_num_threads(), rows)
     bounds = [rows * t // threads for t in range(threads + 1)]
+    add: Any = presum_loop.add
     with ThreadPoolExecutor(threads) as pool:
-        parts = [pool.submit(presum_loop.add, *arrays, block, *span) for span in itertools.pairwise(bounds)]
-        for part in parts:
-            part.result()
+        for _ in pool.map(lambda span: add(*arrays, block, *span), itertools.pairwise(bounds)):
+            pass  # an error in a thread is raised here
     return sums.transpose(1, 2)
 
 

@@ -16,17 +16,17 @@ intrinsic: Any = extending.intrinsic  # its types are those of what it is given,
 _BITS = 1024 if binding.get_host_cpu_features().get("avx512f") else 512  # two registers of most processors
 
 
-class _Vector(types.Type):  # type: ignore[misc]
+class _Vector(types.Type):
     def __init__(self, dtype: Any) -> None:
         self.dtype, self.lanes = dtype, _BITS // dtype.bitwidth
         super().__init__(name=f"Vector({dtype}, {self.lanes})")
 
 
 @register_model(_Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, vector: _Vector) -> None:
         element = manager.lookup(vector.dtype).get_value_type()
-        super().__init__(manager, vector, ir.VectorType(element, vector.lanes))
+        super().__init__(manager, vector, ir.VectorType(element, vector.lanes))  # type: ignore[no-untyped-call]
 
 
 def _llvm(name: str) -> Callable[..., Any]:
@@ -106,7 +106,7 @@ def _lanes(context: Any, array: Any) -> Any:
     return types.intp(array), lambda context, *given: context.get_constant(types.intp, lanes)
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True)
 def add(reads: Any, offsets: Any, weights: Any, slopes: Any, sums: Any, block: int, start: int, stop: int) -> None:
     """Add sum_p |sum_k w_oik x_i(p + offset_k)| s_o(p) to the sums of some rows. Nothing is checked.
 

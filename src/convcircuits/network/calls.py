@@ -145,13 +145,13 @@ class ConvCall:
         planes = {phase: number for number, phase in enumerate(dict.fromkeys(phases))}
         length = positions + max(shifts)
         reads = x.new_zeros(channels, len(planes), length)
-        cut = reads[:, :, :cells].unflatten(2, (n, rows, columns))
+        cut = reads[:, :, :cells].view(channels, len(planes), n, rows, columns)
         for (row, column), plane in planes.items():
             part = x[:, :, (row - top) % down :: down, (column - left) % across :: across].transpose(0, 1)
             first, begin = -(-(top - row) // down), -(-(left - column) // across)
             cut[:, plane, :, first : first + part.shape[2], begin : begin + part.shape[3]] = part
         slopes = gradient.new_zeros(out, positions)
-        held = slopes[:, :cells].unflatten(1, (n, rows, columns))
+        held = slopes[:, :cells].view(out, n, rows, columns)
         held[:, :, : shape[0], : shape[1]] = gradient.transpose(0, 1)
         return Lattice(
             reads.reshape(groups, channels // groups, -1),
