@@ -45,7 +45,7 @@ def _llvm(name: str) -> Callable[..., Any]:
 @intrinsic  # type: ignore[untyped-decorator]
 def _product_added(context: Any, a: Any, b: Any, total: Any) -> Any:
     """Return a * b + total."""
-    return total(a, b, total), _llvm("fma")
+    return total(a, b, total), _llvm("fmuladd")
 
 
 @intrinsic  # type: ignore[untyped-decorator]
