@@ -1,22 +1,23 @@
 """The sums of |z g|: the compiled loop, the matrix products and a slow explicit loop agree."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from convcircuits.circuits import presum
+from convcircuits.network.calls import Lattice
 
 pytestmark = pytest.mark.slow
 
-PATHS = ["compiled", "products"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 SHAPES = {  # groups, filters, channels, kernel elements, positions
     "1x1": (1, 5, 7, 1, 12),
     "3x3": (1, 6, 4, 9, 20),
     "5x5": (2, 3, 2, 25, 6),
-    "largest unrolled": (1, 3, 4, presum.LARGEST_UNROLLED, 5),
-    "one above it": (1, 3, 4, presum.LARGEST_UNROLLED + 1, 5),
+    "many positions": (1, 9, 2, 4, 200),
     "7x7": (1, 4, 3, 49, 8),
     "groups": (3, 4, 2, 9, 10),
     "depthwise": (8, 1, 1, 9, 16),
@@ -25,14 +26,29 @@ SHAPES = {  # groups, filters, channels, kernel elements, positions
 }
 
 
-@pytest.fixture(params=PATHS)
-def path(request, monkeypatch):
-    """Take one path, and see that it is the one that is taken."""
-    if request.param == "compiled":
-        return "_add_compiled"
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "numba" else real(name, *rest))
-    return "_add_products"
+def laid_out(columns, gradient):
+    """A lattice in which nothing is shared, with zeros up to a multiple of positions."""
+    room = -gradient.shape[2] % Lattice.MULTIPLE
+    columns, gradient = F.pad(columns, (0, room)), F.pad(gradient, (0, room))
+    positions = gradient.shape[2]
+    offsets = [k * positions for k in range(columns.shape[2])]
+    return Lattice(columns.flatten(2), offsets, gradient, positions)
+
+
+def by_products(images, kernels, memory=2**20):
+    return presum.absolute_sums(iter(images), [kernels] * max(1, *map(len, images), 1), memory)
+
+
+def by_loop(images, kernels, memory=2**20):
+    sums = kernels.new_zeros(kernels.shape[:3])
+    for ((columns, gradient),) in images:
+        sums += presum.absolute_sums_of_lattice(laid_out(columns, gradient), kernels, memory)
+    return sums
+
+
+@pytest.fixture(params=[by_loop, by_products])
+def path(request):
+    return request.param
 
 
 def drawn(shape, *, dtype=torch.float64, images=3, calls=1, gradient=1.0, seed=0):
@@ -70,9 +86,9 @@ def slow(images, kernels):
     return total
 
 
-def check(images, kernels, memory=2**20):
+def check(path, images, kernels, memory=2**20):
     before = [kernels.clone(), *(t.clone() for calls in images for pair in calls for t in pair)]
-    sums = presum.absolute_sums(iter(images), [kernels] * max(1, *map(len, images), 1), memory)
+    sums = path(images, kernels, memory)
     after = [kernels, *(t for calls in images for pair in calls for t in pair)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "the arguments were written to"
     assert sums.dtype == kernels.dtype
@@ -81,29 +97,18 @@ def check(images, kernels, memory=2**20):
     torch.testing.assert_close(sums.double(), expected, rtol=tolerance, atol=tolerance * (1 + float(expected.max())))
 
 
-def watch(monkeypatch):
-    """Note which path is taken."""
-    taken = []
-    for name in ("_add_compiled", "_add_products"):
-        real = getattr(presum, name)
-        monkeypatch.setattr(presum, name, lambda *a, name=name, real=real: (taken.append(name), real(*a)))
-    return taken
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_both_paths_are_the_slow_loop(shape, dtype, path, monkeypatch):
+def test_both_paths_are_the_slow_loop(shape, dtype, path):
     kernels, images = drawn(shape, dtype=dtype)
-    taken = watch(monkeypatch)
-    check(images, kernels)
-    assert set(taken) == {path if shape[3] <= presum.LARGEST_UNROLLED else "_add_products"}
+    check(path, images, kernels)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.6, 1.0])
 @pytest.mark.parametrize("shape", ["1x1", "groups", "7x7"])
 def test_zero_gradients_add_nothing_and_hide_nothing(shape, share, path):
     kernels, images = drawn(SHAPES[shape], gradient=share, images=4)
-    check(images, kernels)
+    check(path, images, kernels)
 
 
 def test_filters_without_a_gradient_sum_to_exactly_zero(path):
@@ -111,8 +116,8 @@ def test_filters_without_a_gradient_sum_to_exactly_zero(path):
     for ((_, gradient),) in images:
         gradient[:, 2] = 0
         gradient[:, :, 3:] = 0  # and most positions too, so that they are left out
-    check(images, kernels)
-    assert (presum.absolute_sums(images, [kernels], 2**20)[:, 2] == 0).all()
+    check(path, images, kernels)
+    assert (path(images, kernels)[:, 2] == 0).all()
 
 
 @pytest.mark.parametrize("memory", [1, 2**20])
@@ -133,24 +138,24 @@ def test_calls_of_kernels_of_different_size_are_added_too(memory):
 
 @pytest.mark.parametrize("share", [0.05, 1.0])
 @pytest.mark.parametrize("shape", ["1x1", "groups", "7x7"])
-def test_calls_are_added_before_the_absolute_value(shape, share, path):
+def test_calls_are_added_before_the_absolute_value(shape, share):
     kernels, images = drawn(SHAPES[shape], calls=3, gradient=share)
-    check(images, kernels)
+    check(by_products, images, kernels)
     opposite = [[(columns, gradient), (columns, -gradient)] for ((columns, gradient), *_) in images]
     assert presum.absolute_sums(opposite, [kernels] * 2, 2**20).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("calls", [1, 2])
-@pytest.mark.parametrize("shape", ["3x3", "groups", "7x7"])
+@pytest.mark.parametrize(("calls", "path"), [(1, by_loop), (1, by_products), (2, by_products)])
+@pytest.mark.parametrize("shape", ["3x3", "groups", "7x7", "many positions"])
 def test_memory_changes_only_the_chunks(shape, calls, path):
     kernels, images = drawn(SHAPES[shape], calls=calls)
     for memory in (1, 1000, 2**40):
-        check(images, kernels, memory)
+        check(path, images, kernels, memory)
 
 
 def test_no_images_sum_to_zero(path):
     kernels, _ = drawn(SHAPES["3x3"])
-    check([], kernels)
+    check(path, [], kernels)
 
 
 def test_more_threads_than_rows_change_nothing(path):
@@ -160,7 +165,7 @@ def test_more_threads_than_rows_change_nothing(path):
             torch.set_num_threads(some)
             for shape in ("one kernel", "groups"):
                 kernels, images = drawn(SHAPES[shape])
-                check(images, kernels)
+                check(path, images, kernels)
     finally:
         torch.set_num_threads(threads)
 
@@ -171,23 +176,43 @@ def test_tensors_need_not_be_contiguous(path):
         [(c.transpose(2, 3).contiguous().transpose(2, 3), g.transpose(0, 2).contiguous().transpose(0, 2))]
         for ((c, g),) in images
     ]
-    check(images, kernels.transpose(0, 3).contiguous().transpose(0, 3))
+    check(path, images, kernels.transpose(0, 3).contiguous().transpose(0, 3))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_finite_is_not_hidden(bad, path):
     kernels, images = drawn(SHAPES["3x3"], images=1)
     images[0][0][0][0, 1, 4, 7] = bad
-    finite = presum.absolute_sums(images, [kernels], 2**20).isfinite()
+    finite = path(images, kernels).isfinite()
     assert not finite[:, :, 1].any()
     assert finite[:, :, [0, 2, 3]].all()
 
 
-def test_half_precision_and_its_kind_take_the_products(monkeypatch):
+def test_half_precision_is_summed_in_float32():
     kernels, images = drawn(SHAPES["3x3"])
-    taken = watch(monkeypatch)
     low = [[(c.bfloat16(), g.bfloat16()) for c, g in calls] for calls in images]
     sums = presum.absolute_sums(low, [kernels.bfloat16()], 2**20)
-    assert set(taken) == {"_add_products"}
     assert sums.dtype == torch.float32
     torch.testing.assert_close(sums.double(), slow(images, kernels), rtol=0.05, atol=0.5)
+
+
+def test_the_loop_is_for_float_and_double_where_numba_is_installed(monkeypatch):
+    assert [presum.has_loop(torch.zeros(1, dtype=dtype)) for dtype in (torch.float32, torch.float64)] == [True, True]
+    assert not presum.has_loop(torch.zeros(1, dtype=torch.bfloat16))
+    assert not presum.has_loop(torch.zeros(1, device="meta"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not presum.has_loop(torch.zeros(1))
+
+
+@pytest.mark.parametrize("wrong", ["positions", "offset", "size", "filters"])
+def test_the_loop_never_reads_beyond_a_lattice(wrong):
+    kernels, images = drawn(SHAPES["3x3"], images=1)
+    lattice = laid_out(*images[0][0])
+    changes = {
+        "positions": {"gradient": lattice.gradient[..., 1:]},
+        "offset": {"offsets": [*lattice.offsets[:-1], lattice.offsets[-1] + 1]},
+        "size": {"offsets": lattice.offsets[:-1]},
+        "filters": {"gradient": lattice.gradient[:, 1:]},
+    }
+    with pytest.raises(AssertionError):
+        presum.absolute_sums_of_lattice(replace(lattice, **changes[wrong]), kernels, 2**20)

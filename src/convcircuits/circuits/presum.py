@@ -1,26 +1,30 @@
 """Sum |z g| over positions without ever storing z, the pre-sum map of each kernel.
 
 z has (in x out x positions) values per image, and the time of a matrix product over a kernel's few weights goes into
-writing them. If numba is installed, a loop compiled for the kernel's size keeps z in registers and takes about twice
-the time of the convolution itself; matrix products in chunks take five to ten times as long. Large kernels use the
-products all the same.
+writing them. If numba is installed, a compiled loop keeps z in registers and takes about as long as the convolution
+itself; matrix products in chunks take five to ten times as long.
 """
 
 import importlib.util
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-LARGEST_UNROLLED = 32
+from convcircuits.network.calls import Lattice
 
 Reads = list[tuple[Float[Tensor, "g i k p"], Float[Tensor, "g o p"]]]
 """For each call of a layer on one image: what the kernels read, (g, i, k, p), and the filters' gradients, (g, o, p)."""
+
+_QUAD = 4  # filters that the loop computes at once
+_BLOCKS = (
+    8  # of positions that fit the working memory, so that one of them and what it is multiplied by stay in a cache
+)
 
 
 def absolute_sums(
@@ -31,32 +35,65 @@ def absolute_sums(
     Args:
         images: What the layer reads and the gradients, one image after another.
         kernels: The weights of each call, (g, o, i, k); k may differ between calls.
-        memory: Bytes that a chunk of z may take if matrix products are used.
+        memory: Bytes that a chunk of z may take.
 
     Returns:
         (g, o, i), in the dtype of the kernels, at least float32.
     """
-    groups, out, inputs, size = kernels[0].shape
+    groups, out, inputs, _ = kernels[0].shape
     total = kernels[0].new_zeros(groups, inputs, out, dtype=torch.promote_types(kernels[0].dtype, torch.float32))
     by_input = [one.transpose(1, 2).contiguous() for one in kernels]
-    compiled = (
-        len(kernels) == 1
-        and kernels[0].device.type == "cpu"
-        and kernels[0].dtype in (torch.float32, torch.float64)
-        and size <= LARGEST_UNROLLED
-        and importlib.util.find_spec("numba") is not None
-    )
-    threads = min(torch.get_num_threads(), groups * inputs)
-    with ThreadPoolExecutor(threads) as pool:
-        for reads in images:
-            active = torch.stack([(gradient != 0).flatten(0, 1).any(0) for _, gradient in reads]).any(0)
-            if int(active.sum()) < active.numel() // 2:  # positions without a gradient add nothing
-                reads = [(columns[..., active], gradient[..., active]) for columns, gradient in reads]
-            if compiled:
-                _add_compiled(total, *reads[0], by_input[0], pool, threads)
-            else:
-                _add_products(total, reads, by_input, memory)
+    for reads in images:
+        active = torch.stack([(gradient != 0).flatten(0, 1).any(0) for _, gradient in reads]).any(0)
+        if int(active.sum()) < active.numel() // 2:  # positions without a gradient add nothing
+            reads = [(columns[..., active], gradient[..., active]) for columns, gradient in reads]
+        _add_products(total, reads, by_input, memory)
     return total.transpose(1, 2)
+
+
+def has_loop(weights: Tensor) -> bool:
+    """Return whether ``absolute_sums_of_lattice`` computes with such weights: on a CPU, with numba installed."""
+    fits = weights.device.type == "cpu" and weights.dtype in (torch.float32, torch.float64)
+    return fits and importlib.util.find_spec("numba") is not None
+
+
+def absolute_sums_of_lattice(
+    lattice: Lattice, weights: Float[Tensor, "g o i k"], memory: int
+) -> Float[Tensor, "g o i"]:
+    """Sum |z g| over the positions of a lattice in the compiled loop.
+
+    Args:
+        lattice: What the kernels read, and the gradient g.
+        weights: The weights, of a dtype and device for which there ``has_loop``.
+        memory: Bytes that fit a core's cache.
+
+    Returns:
+        (g, o, i), in the dtype of the weights.
+    """
+    from convcircuits.circuits import presum_loop
+
+    (groups, out, inputs, size), positions = weights.shape, lattice.gradient.shape[2]
+    assert lattice.gradient.shape == (groups, out, positions)
+    assert lattice.reads.shape == (groups, inputs, lattice.reads.shape[2])
+    assert len(lattice.offsets) == size
+    assert positions % Lattice.MULTIPLE == 0
+    assert min(lattice.offsets) >= 0
+    assert max(lattice.offsets) + positions <= lattice.reads.shape[2]
+    padded = F.pad(weights.permute(0, 2, 3, 1), (0, -out % _QUAD))
+    quads = padded.reshape(groups, inputs, size, -1, _QUAD).transpose(2, 3)
+    sums = weights.new_zeros(groups, inputs, out)
+    step = Lattice.MULTIPLE
+    block = max(1, memory // _BLOCKS // (out * weights.element_size()) // step) * step
+    given = (lattice.reads, torch.tensor(lattice.offsets), quads, lattice.gradient.abs(), sums)
+    arrays: Any = [one.contiguous().numpy() for one in given]
+    rows = groups * inputs
+    threads = min(torch.get_num_threads(), rows)
+    bounds = [rows * t // threads for t in range(threads + 1)]
+    add: Any = presum_loop.add
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(lambda span: add(*arrays, block, *span), itertools.pairwise(bounds)):
+            pass  # an error in a thread is raised here
+    return sums.transpose(1, 2)
 
 
 def _add_products(
@@ -73,49 +110,3 @@ def _add_products(
         ]
         whole = products[0] if len(products) == 1 else torch.stack(products).sum(0)
         total[:, some] += torch.linalg.vector_norm(whole, 1, dim=3, dtype=total.dtype)
-
-
-def _add_compiled(
-    total: Tensor, columns: Tensor, gradient: Tensor, by_input: Tensor, pool: ThreadPoolExecutor, threads: int
-) -> None:
-    groups, inputs, out, size = by_input.shape
-    rows = groups * inputs
-    arrays = (
-        columns.reshape(rows, size, -1).contiguous().numpy(),
-        by_input.reshape(rows, out, size).numpy(),
-        gradient.abs().contiguous().numpy(),
-        gradient.ne(0).any(2).numpy(),
-        total.view(rows, out).numpy(),
-    )
-    bounds = [rows * t // threads for t in range(threads + 1)]
-    parts = [pool.submit(_loop(size), *arrays, inputs, *span) for span in itertools.pairwise(bounds)]
-    for part in parts:
-        part.result()
-
-
-@lru_cache
-def _loop(size: int) -> Callable[..., None]:
-    """Compile the loop for kernels of ``size`` weights, so that the compiler can unroll it."""
-    import numba
-
-    # Sums may be reordered, so that they use vector registers; NaN and Inf keep their meaning.
-    @numba.njit(nogil=True, fastmath={"reassoc", "contract", "nsz"})
-    def loop(
-        read: Any, weights: Any, slopes: Any, any_slope: Any, result: Any, inputs: int, start: int, stop: int
-    ) -> None:
-        zero = weights.dtype.type(0)
-        for row in range(start, stop):
-            group = row // inputs
-            slope = slopes[group]
-            for o in range(weights.shape[1]):
-                if any_slope[group, o]:
-                    total = zero
-                    for p in range(read.shape[2]):
-                        z = zero
-                        for k in range(size):
-                            z += weights[row, o, k] * read[row, k, p]
-                        total += abs(z) * slope[o, p]
-                    result[row, o] += total
-
-    compiled: Callable[..., None] = loop
-    return compiled

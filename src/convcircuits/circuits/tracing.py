@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from convcircuits.circuits.presum import absolute_sums
+from convcircuits.circuits.presum import absolute_sums, absolute_sums_of_lattice, has_loop
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.maps.interior import Positions
 from convcircuits.network.batches import Batches, Progress
@@ -19,6 +19,9 @@ from convcircuits.network.calls import ConvCall, KernelCall
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.values.feature import Feature, at, flattened
 from convcircuits.values.granularity import by_element
+
+_LATTICES = 4
+"""The bytes for images that are laid out at once, as a multiple of ``memory``."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,12 @@ class Layer:
 
     def weight_products(self) -> Iterator[Float[Tensor, "g o e k"]]:
         """Yield w * dL_n/dw for one image after another, each (g, o, e, k), at least float32."""
-        for image in range(self.images):
-            products = [
-                torch.stack([call.weight_gradient(gradient, image).mul_(call.kernels) for call, gradient in calls]).sum(
-                    0
-                )
-                for calls in self._by(_kernel_size)
-            ]
-            whole = torch.cat(products, 3)
+        for gradients in zip(*(call.weight_gradients(gradient) for call, gradient in self.calls), strict=True):
+            by_size: dict[int, Tensor] = {}
+            for (call, _), gradient in zip(self.calls, gradients, strict=True):
+                size, product = call.kernels.shape[3], gradient * call.kernels
+                by_size[size] = by_size[size] + product if size in by_size else product
+            whole = torch.cat([*by_size.values()], 3)
             yield by_element(whole.to(torch.promote_types(whole.dtype, torch.float32)), self.granularity)
 
     def element_gradients(self) -> Iterator[Float[Tensor, "g o e"]]:
@@ -96,7 +97,15 @@ class Layer:
 
     def absolute_products(self) -> Float[Tensor, "g o e"]:
         """Return the sum of |w * dL_n/dw| over images and the weights of each element."""
-        return functools.reduce(torch.add, (product.abs_().sum(3) for product in self.weight_products()))
+        if len(self.calls) > 1:
+            return functools.reduce(torch.add, (product.abs_().sum(3) for product in self.weight_products()))
+        ((call, gradient),) = self.calls
+        sizes = (one.abs() for one in call.weight_gradients(gradient))
+        total = next(sizes)
+        total = total.to(torch.promote_types(total.dtype, torch.float32))
+        for size in sizes:
+            total += size
+        return by_element(total.mul_(call.kernels.abs()), self.granularity).sum(3)
 
     def mask_gradients(self) -> Iterator[Float[Tensor, "n g o e"]]:
         """Yield ``element_gradients`` for some images at a time, in their order: so many as fit the memory.
@@ -123,11 +132,20 @@ class Layer:
         """
         parts = []
         for calls in self._by(_map_size):
-            alone = self.granularity == "weight" and len(calls) == 1
-            parts.append(self._absolute_weight_sums(*calls[0]) if alone else self._absolute_sums(calls))
+            call, gradient = calls[0]
+            weights = by_element(call.kernels, self.granularity)
+            if len(calls) > 1:
+                parts.append(self._absolute_sums_of_calls(calls))
+            elif weights.shape[3] == 1:  # |w x g| = |w| |x| |g|, summed as a weight gradient is
+                sizes = replace(call, x=call.x.abs()).weight_gradient(gradient.abs()).flatten(2)
+                parts.append(sizes.to(torch.promote_types(sizes.dtype, torch.float32)) * weights[..., 0].abs())
+            elif isinstance(call, ConvCall) and has_loop(weights):
+                parts.append(self._absolute_sums_of_conv(call, gradient, weights))
+            else:
+                parts.append(self._absolute_sums_of_calls(calls))
         return torch.stack(parts).sum(0)
 
-    def _absolute_sums(self, calls: list[tuple[KernelCall, Tensor]]) -> Float[Tensor, "g o e"]:
+    def _absolute_sums_of_calls(self, calls: list[tuple[KernelCall, Tensor]]) -> Float[Tensor, "g o e"]:
         kernels = [by_element(call.kernels, self.granularity) for call, _ in calls]
         laid_out = [
             (call, call.by_position(gradient), (len(weights), *weights.shape[2:], -1))
@@ -139,14 +157,18 @@ class Layer:
         )
         return absolute_sums(images, kernels, self.memory)
 
-    def _absolute_weight_sums(self, call: KernelCall, gradient: Tensor) -> Float[Tensor, "g o e"]:
-        """Sum |w x g| as |w| sum |x| |g|; that sum is the weight gradient of |x| and |g|."""
-        sizes, slopes = replace(call, x=call.x.abs()), gradient.abs()
-        weights = by_element(call.kernels, self.granularity)
-        sums = weights.new_zeros(weights.shape[:3], dtype=torch.promote_types(slopes.dtype, torch.float32))
-        for image in range(self.images):
-            sums += sizes.weight_gradient(slopes, image).flatten(2)
-        return sums * weights[..., 0].abs()
+    def _absolute_sums_of_conv(
+        self, call: ConvCall, gradient: Tensor, weights: Float[Tensor, "g o e k"]
+    ) -> Float[Tensor, "g o e"]:
+        call, gradient = call.narrowed(gradient)
+        some = max(1, _LATTICES * self.memory // (call.x[0].nbytes + gradient[0].nbytes))
+        sums = weights.new_zeros(weights.shape[:3])
+        for first in range(0, len(gradient), some):
+            lattice = call.lattice(gradient, slice(first, first + some))
+            if self.granularity == "filter":
+                lattice = lattice.joined()
+            sums += absolute_sums_of_lattice(lattice, weights, self.memory)
+        return sums
 
     def filter_gradients(self) -> Float[Tensor, "n g o"]:
         """Return each filter's gradient, summed over positions."""

@@ -175,7 +175,7 @@ class Sweep:
         for n, (masks, got) in enumerate(zip(runs, maps, strict=True)):
             expected, error = self.subject.maps(images, masks), 0.0
             if bool(expected.isfinite().all() | got.isfinite().all()):  # else the evaluation adds a note
-                error, allowed = agreement(self.subject, masks, images, got, expected)
+                error, allowed = agreement(self.subject, masks, images, expected, got)
                 if error > allowed:
                     raise self._wrong(n, images, error, allowed)
             errors.append(error)
@@ -373,7 +373,7 @@ def _same_as_masked(subject: Subject, module: nn.Module, masks: Masks) -> float:
         expected = subject.maps(images, masks)
         with _writing(subject):
             got = torch.cat([module(images[:1]), module(images)[1:]])
-        error, allowed = agreement(subject, masks, images, got, expected)
+        error, allowed = agreement(subject, masks, images, expected, got)
         if error > allowed:
             where = parting_of_module(module, lambda watch: subject.maps(images, masks, watch), images, allowed)
             raise _not_the_same(subject, "The module extracted", error, allowed, where)

@@ -4,12 +4,44 @@ Shape letters: n image, g group, o filter in the group, i channel in the group, 
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
+
+_FEW, _MANY = 256, 32  # positions and channels for which matrix products are quicker than a convolution's backward pass
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """What the kernels of a call read, and the gradient of its output, laid out along one axis without any repeats.
+
+    At position p, weight k of a kernel reads ``reads[..., offsets[k] + p]``. The gradient is zero at positions between
+    the rows of the output.
+
+    Attributes:
+        reads: (g, i, length).
+        offsets: The offset of each weight of a kernel.
+        gradient: (g, o, p), with a multiple of ``MULTIPLE`` positions, which fill the vectors of a processor.
+        size: Number of positions of one image; images follow each other.
+    """
+
+    reads: Float[Tensor, "g i length"]
+    offsets: list[int]
+    gradient: Float[Tensor, "g o p"]
+    size: int
+
+    MULTIPLE: ClassVar[int] = 64
+
+    def joined(self) -> "Lattice":
+        """Return a lattice of whole filters: one input of each group, with the weights of all its kernels."""
+        channels, length = self.reads.shape[1:]
+        offsets = [channel * length + offset for channel in range(channels) for offset in self.offsets]
+        return replace(self, reads=self.reads.flatten(1)[:, None], offsets=offsets)
 
 
 @dataclass(frozen=True)
@@ -61,6 +93,13 @@ class ConvCall:
             weight, bias = self.weight, self.bias
         return torch.conv2d(self.x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
+    def sketch(self) -> Tensor:
+        """Compute the call with one channel of each group, for an output of the same shape, dtype and memory format."""
+        weight, channels = self.weight[:, :1], self.x.shape[1] // self.groups
+        return torch.conv2d(
+            self.x[:, ::channels], weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
     def part(self, filters: Tensor, channels: Tensor) -> "ConvCall":
         """Return a call of one group with only some of its computed filters and of its channels, int64 indices."""
         return replace(
@@ -85,6 +124,41 @@ class ConvCall:
         if k > 1 or self.stride != (1, 1) or self.padding != (0, 0):
             x = F.unfold(x, self.weight.shape[2:], self.dilation, self.padding, self.stride)
         return x.reshape(n, self.groups, x.shape[1] // self.groups // (k if x.dim() == 3 else 1), k, -1)
+
+    def lattice(self, gradient: Float[Tensor, "n c h w"], images: slice = slice(None)) -> Lattice:
+        """Lay out the inputs of some images, and the gradient of their outputs."""
+        x, gradient = self.x[images], gradient[images]
+        (n, channels), (down, across), (top, left) = x.shape[:2], self.stride, self.padding
+        (out, *shape), groups = gradient.shape[1:], self.groups
+        # The zeros before a row are also those after the row before it, and those above an image those below another.
+        sizes = zip(x.shape[2:], self.padding, self.stride, shape, strict=True)
+        rows, columns = (max(-(-(size + padding) // stride), length) for size, padding, stride, length in sizes)
+        cells = n * rows * columns
+        positions = -(-cells // Lattice.MULTIPLE) * Lattice.MULTIPLE
+        taps = [
+            (divmod(row * self.dilation[0], down), divmod(column * self.dilation[1], across))
+            for row in range(self.weight.shape[2])
+            for column in range(self.weight.shape[3])
+        ]
+        shifts = [row * columns + column for (row, _), (column, _) in taps]
+        phases = [(row, column) for (_, row), (_, column) in taps]  # pixels that are a stride apart share a plane
+        planes = {phase: number for number, phase in enumerate(dict.fromkeys(phases))}
+        length = positions + max(shifts)
+        reads = x.new_zeros(channels, len(planes), length)
+        cut = reads[:, :, :cells].view(channels, len(planes), n, rows, columns)
+        for (row, column), plane in planes.items():
+            part = x[:, :, (row - top) % down :: down, (column - left) % across :: across].transpose(0, 1)
+            first, begin = -(-(top - row) // down), -(-(left - column) // across)
+            cut[:, plane, :, first : first + part.shape[2], begin : begin + part.shape[3]] = part
+        slopes = gradient.new_zeros(out, positions)
+        held = slopes[:, :cells].view(out, n, rows, columns)
+        held[:, :, : shape[0], : shape[1]] = gradient.transpose(0, 1)
+        return Lattice(
+            reads.reshape(groups, channels // groups, -1),
+            [planes[phase] * length + shift for phase, shift in zip(phases, shifts, strict=True)],
+            slopes.reshape(groups, out // groups, positions),
+            rows * columns,
+        )
 
     def presum_maps(self, image: int, filter: int) -> Float[Tensor, "g i p"]:
         """Return the pre-sum maps of one filter of each group on one image, (g, i, p)."""
@@ -114,6 +188,9 @@ class ConvCall:
 
         The windows of all images have one size. If a feature has one position, they are its receptive field.
         """
+        rims = (gradient[:, :, 0], gradient[:, :, -1]), (gradient[..., 0], gradient[..., -1])
+        if all(bool((one.flatten(1).any(1) & other.flatten(1).any(1)).any()) for one, other in rims):
+            return self, gradient  # most maps: a look at their rims is enough
         used = (gradient != 0).any(1)
         (rows, height), (columns, width) = _spans(used.any(2)), _spans(used.any(1))
         if (height, width) == tuple(gradient.shape[2:]):
@@ -142,11 +219,25 @@ class ConvCall:
         """Reshape a gradient of the output to (n, g, o, p)."""
         return gradient.reshape(len(gradient), self.groups, gradient.shape[1] // self.groups, -1)
 
-    def weight_gradient(self, gradient: Float[Tensor, "n ..."], image: int) -> Float[Tensor, "g o i k"]:
-        """Return dL_n/dw for one image, (g, o, i, k)."""
+    def weight_gradients(self, gradient: Float[Tensor, "n ..."]) -> Iterator[Float[Tensor, "g o i k"]]:
+        """Yield dL_n/dw for one image after another, (g, o, i, k)."""
+        few = self.groups == 1 and self.x.is_cpu and gradient[0, 0].numel() <= _FEW and self.x.shape[1] >= _MANY
+        if not few:
+            yield from (self.weight_gradient(gradient, slice(n, n + 1)) for n in range(len(gradient)))
+            return
+        lattice = self.lattice(gradient)
+        for start in range(0, len(gradient) * lattice.size, lattice.size):
+            slopes, reads = lattice.gradient[0, :, start : start + lattice.size], lattice.reads[0, :, start:]
+            products = [slopes @ reads[:, k : k + lattice.size].T for k in lattice.offsets]
+            yield torch.stack(products).permute(1, 2, 0)[None]
+
+    def weight_gradient(
+        self, gradient: Float[Tensor, "n ..."], images: slice = slice(None)
+    ) -> Float[Tensor, "g o i k"]:
+        """Return the sum of dL_n/dw over images, (g, o, i, k)."""
         result: Tensor = torch.ops.aten.convolution_backward(
-            gradient[image : image + 1],
-            self.x[image : image + 1],
+            gradient[images],
+            self.x[images],
             self.weight,
             None,
             self.stride,
@@ -216,6 +307,10 @@ class LinearCall:
             weight, bias = self.weight, self.bias
         return F.linear(self.x, weight, bias)
 
+    def sketch(self) -> Tensor:
+        """Compute the call with one input, for an output of the same shape and dtype."""
+        return F.linear(self.x[..., :1], self.weight[:, :1], self.bias)
+
     def spread(self, channels: Shaped[Tensor, "n c"]) -> Shaped[Tensor, "n ..."]:
         """Expand one value per block, (n, blocks), to the shape of the input."""
         values = channels.repeat_interleave(self.x.shape[-1] // self.blocks, 1)
@@ -244,10 +339,16 @@ class LinearCall:
         """Reshape a gradient of the output to (n, 1, o, p)."""
         return gradient.reshape(len(gradient), 1, -1, gradient.shape[-1]).transpose(2, 3)
 
-    def weight_gradient(self, gradient: Float[Tensor, "n ..."], image: int) -> Float[Tensor, "g o i k"]:
-        """Return dL_n/dw for one image, (1, o, i, k)."""
-        g = gradient[image].reshape(-1, gradient.shape[-1])
-        return (g.T @ self.x[image].reshape(-1, self.x.shape[-1])).reshape(self.kernels.shape)
+    def weight_gradients(self, gradient: Float[Tensor, "n ..."]) -> Iterator[Float[Tensor, "g o i k"]]:
+        """Yield dL_n/dw for one image after another, (1, o, i, k)."""
+        yield from (self.weight_gradient(gradient, slice(n, n + 1)) for n in range(len(gradient)))
+
+    def weight_gradient(
+        self, gradient: Float[Tensor, "n ..."], images: slice = slice(None)
+    ) -> Float[Tensor, "g o i k"]:
+        """Return the sum of dL_n/dw over images, (1, o, i, k)."""
+        g = gradient[images].reshape(-1, gradient.shape[-1])
+        return (g.T @ self.x[images].reshape(-1, self.x.shape[-1])).reshape(self.kernels.shape)
 
     def input_gradient(self, gradient: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         """Return dL/dx, given the gradient of the output."""

@@ -50,7 +50,7 @@ def change_by_dead_filters(subject: Subject, images: Tensor) -> tuple[float | No
     def other(watch: Watch | None = None) -> Tensor:
         return subject.maps(images, masks, _Other(unread, then=watch))
 
-    error, allowed = agreement(subject, masks, images, other(), expected)
+    error, allowed = agreement(subject, masks, images, expected, other())
     if error > allowed:
         where = parting(lambda watch: subject.maps(images, masks, watch), other, masks.kernels, allowed)
         raise LeakError(error, allowed, where)

@@ -110,17 +110,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._recording = False  # for good
 
     def kernel(self, call: KernelCall) -> Tensor:
-        """Compute a kernel call, and record it as one node."""
+        """Record a kernel call as one node.
+
+        Its output is only sketched: no recorded operation may depend on the values of maps, and all that is computed
+        from constants alone is computed as the model does.
+        """
         if not self._recording:
-            return call.compute()
+            return call.sketch()
         with self._paused():
-            output = call.compute()
             for name, tensor in (("weights", call.weight), ("biases", call.bias)):
                 if tensor is not None and self._is_of_image(tensor):
                     raise self.undecided(f"computes its {name} from the image")
             if not self._is_of_image(call.x):
+                output = call.compute()
                 self._learned[output] = True
                 return output
+            output = call.sketch()
             if len(call.x) != len(self._images):
                 raise self.undecided("reads windows or tokens split along the batch")
             args = (Ref(self._number(call.x)),)
