@@ -343,7 +343,7 @@ class Sums:
             rectified[some] += (part[..., self._columns].sum(3) @ rows).sum(0)
             rectified_squares[some] += (_squares(part[..., self._columns]) @ rows).sum(0)
             active[some] += part.sign_().sum((0, 2, 3))
-        for photograph, one in zip(photographs or (), maps, strict=False):
+        for photograph, one in zip(() if photographs is None else photographs, maps, strict=False):
             self.by_photograph[photograph] = self.by_photograph.get(photograph, 0) + one.double()
             self.crops[photograph] = self.crops.get(photograph, 0) + 1
 
