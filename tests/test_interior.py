@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import convcircuits as cc
-from convcircuits.maps.interior import Interior, Positions
+from convcircuits.maps.interior import Interior, Positions, highest_of
 from convcircuits.maps.receptive_fields import Field
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
@@ -114,6 +114,32 @@ def test_with_too_few_fields_inside_the_central_ones_stand_for_it(spans, length,
     assert mask.any(0).tolist() == [True, True]
     assert interior.within == 2 * sum(first >= 0 and end <= length for first, end in spans)
     assert interior.inside == (interior.within >= 4 or interior.within == 2 * len(spans))
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (5, 1), (7, 4)])
+def test_the_highest_value_of_an_interior_is_the_first_of_equal_ones(shape, gaps):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randint(0, 3, (20, 3, *shape), generator=generator).double()  # many are equally high
+    inside = [(length // 3, length // 3 + (length + 1) // 2) for length in shape]
+    spans = [
+        tuple((0, 2) if (n % 2 == 0 if gaps else first <= n < end) else (-9, 2) for n in range(length))
+        for length, (first, end) in zip(shape, inside, strict=True)
+    ]
+    interior = Interior.of(Field(*spans, (50, 50)))
+    value, place = highest_of(maps, interior.window)
+    for image in range(20):
+        for unit in range(3):
+            best = max(interior.positions.tolist(), key=maps[image, unit].flatten().tolist().__getitem__)
+            assert int(place[image, unit]) == best
+            assert float(value[image, unit]) == float(maps[image, unit].flatten()[best])
+
+
+def test_boxes_of_a_field_are_those_of_its_positions():
+    rows, columns = ((-2, 3), (0, 5), (4, 9)), ((-1, 8), (2, 11))
+    for image in ((9, 20), (5, 20), (9, 9)):  # the whole axis where fields are as long
+        field = Field(rows, columns, image)
+        assert field.boxes().tolist() == [[list(field.box(r, c)) for c in range(2)] for r in range(3)]
 
 
 @pytest.mark.parametrize(("side", "within", "kind"), [(8, 0, "central"), (9, 1, "central"), (10, 4, "inside")])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import convcircuits as cc
+import convcircuits.maps.units as module
 from convcircuits.maps.units import UnitStatistics, choose_unit, units
 from convcircuits.zoo.images import crops, sample_photographs, split_photographs
 from convcircuits.zoo.models import load_model
@@ -75,8 +76,9 @@ def slowly(maps, interior, photographs):
 
 
 @pytest.mark.parametrize("photographs", [PHOTOGRAPHS, None])
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_statistics_are_those_of_slow_loops(photographs, batch_size):
+@pytest.mark.parametrize(("batch_size", "cache"), [(1, 2**17), (3, 2**17), (16, 2**17), (3, 100), (16, 400), (3, 1)])
+def test_statistics_are_those_of_slow_loops(photographs, batch_size, cache, monkeypatch):
+    monkeypatch.setattr(module, "_IN_CACHE", cache)
     model, images = net(), some_images()
     interior = ~touched_by_padding(model, images)
     assert 0 < interior.sum() < interior.numel()
@@ -202,6 +204,16 @@ def test_a_unit_that_never_varies_has_no_share_inside_and_may_not_be_chosen():
     assert one.dead == (one.highest <= 0)
     assert one.rectified_variance == pytest.approx(0, abs=1e-12)
     assert not one.allowed
+
+
+@pytest.mark.parametrize("value", [0.1, -3.3, 1e-7, 12345.678, 0.0])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_constant_unit_is_constant_whatever_its_value(value, batch_size):
+    model = net()
+    model[5].weight.data[2] = 0
+    model[5].bias.data[2] = value
+    one = units(model, "5", some_images(), batch_size=batch_size)[2]
+    assert np.isnan([one.inside, one.average_map_r2]).all()
 
 
 def test_a_unit_that_only_sees_the_padding_may_not_be_chosen():

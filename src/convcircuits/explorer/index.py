@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,10 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer.layer_file import INDEX, index_file
 from convcircuits.files import write_whole
 from convcircuits.maps.interior import Positions
-from convcircuits.maps.receptive_fields import Field
 from convcircuits.maps.top import Ranking
-from convcircuits.maps.units import Sums, all_units
+from convcircuits.maps.units import Sums, all_units, parts_in_cache
 from convcircuits.network.batches import Batches
 from convcircuits.network.capture import Network
-from convcircuits.network.masking import Subject
 from convcircuits.storage import sealed
 from convcircuits.values.feature import flattened
 from convcircuits.zoo.images import Photograph
@@ -71,23 +69,28 @@ class Histogram:
     def add(self, maps: Float[Tensor, "n u h w"]) -> None:
         """Add the maps of some images, on the CPU."""
         start = (self.every - 1) // 2
-        grid = maps[:, :, start :: self.every, start :: self.every].double().transpose(0, 1).flatten(1)
-        low, high = grid.aminmax(dim=1)
-        # Values from -64 to below 64 bins fit: a lowest value of exactly -64 bins, but no such highest.
-        wide = torch.frexp(torch.maximum(-low, high) / (BINS // 2))[1].long()
-        self._widen(torch.maximum(wide, self.exponent))
-        place = torch.ldexp(grid, -self.exponent[:, None]).floor_().long() + BINS // 2
-        place += BINS * torch.arange(len(grid))[:, None]
-        self.counts += torch.bincount(place.flatten(), minlength=self.counts.numel()).reshape(self.counts.shape)
+        for some, _, grid in parts_in_cache(maps[:, :, start :: self.every, start :: self.every]):
+            reach = torch.maximum(-grid.amin((0, 2, 3)), grid.amax((0, 2, 3)))
+            # Values from -64 to below 64 bins fit: a lowest value of exactly -64 bins, but no such highest.
+            self._widen(some, torch.frexp(reach / (BINS // 2))[1].long())
+            units = len(reach)
+            bins_of_one = torch.ldexp(torch.ones(units, dtype=torch.double), -self.exponent[some])
+            grid *= bins_of_one[:, None, None]
+            place = grid.floor_().int()
+            place += torch.arange(BINS // 2, units * BINS, BINS, dtype=torch.int)[:, None, None]
+            self.counts[some] += torch.bincount(place.flatten(), minlength=units * BINS).reshape(units, BINS)
 
-    def _widen(self, exponent: Tensor) -> None:
-        if bool((exponent == self.exponent).all()):
+    def _widen(self, some: slice, exponent: Tensor) -> None:
+        """Make the bins of some units at least as wide as given."""
+        counts, before = self.counts[some], self.exponent[some]
+        exponent = torch.maximum(exponent, before)
+        if torch.equal(exponent, before):
             return
-        doublings = (exponent - self.exponent).clamp(max=BINS)
+        doublings = (exponent - before).clamp(max=BINS)
         bins = torch.arange(-(BINS // 2), BINS // 2)
         merged = torch.div(bins, 2.0 ** doublings[:, None].double(), rounding_mode="floor").long() + BINS // 2
-        self.counts = torch.zeros_like(self.counts).scatter_add_(1, merged, self.counts)
-        self.exponent = exponent
+        self.counts[some] = torch.zeros_like(counts).scatter_add_(1, merged, counts)
+        self.exponent[some] = exponent
 
     def state(self) -> dict[str, Tensor]:
         """Return the counts so far, to go on from them."""
@@ -111,18 +114,17 @@ class LayerTally:
     """
 
     def __init__(self, network: Network, info: LayerInfo, shape: tuple[int, ...]) -> None:
-        inside = all_units(network, info.name, shape, position="interior")
-        anywhere = Subject(network, replace(inside.feature, position="all"), inside.survey)
+        inside = Positions(all_units(network, info.name, shape, position="interior"))
         self.info, self._shape = info, shape
-        self._views = [(subject, Positions(subject)) for subject in (inside, anywhere)]
-        self.interior = self._views[0][1].interior(shape)
+        self._views = inside, inside.at("all")
+        self.interior = inside.interior(shape)
         self.begin()
 
     def begin(self) -> None:
         """Begin without any images."""
         self.inside, self.anywhere = (
-            Ranking(subject, count=COUNT, sample=sample, seed=0, positions=positions)
-            for sample, (subject, positions) in zip((1, 0), self._views, strict=True)
+            Ranking(positions, count=COUNT, sample=sample, seed=0)
+            for sample, positions in zip((1, 0), self._views, strict=True)
         )
         self.sums = Sums(self.interior, self.info.channels)
         self.histogram = Histogram(self.info.channels, self.interior.map)
@@ -134,9 +136,10 @@ class LayerTally:
             ConvCircuitsError: If a value is not finite.
         """
         maps = maps.cpu()
+        highest = self.anywhere.positions.highest(maps, images)
         self.inside.add(images, maps, hashes)
-        self.anywhere.add(images, maps, hashes)
-        self.sums.add(flattened(maps))
+        self.anywhere.add(images, maps, hashes, highest)
+        self.sums.add(flattened(maps), highest=highest)
         self.histogram.add(maps)
 
     @property
@@ -160,13 +163,13 @@ class LayerTally:
         statistics = [one.as_dict() for one in self.sums.statistics()]
         pool = self.inside.pool()
         height, width = self.interior.map
-        field = self.inside.positions.fields(self._shape)[0]
+        rows, columns = (spans.int() for spans in self.inside.positions.fields(self._shape)[0].spans())
         tensors = {
             "pool/image": pool.image[0].int(),
             "pool/value": pool.value.float(),
             "pool/place": (pool.position[..., 0] * width + pool.position[..., 1]).int(),
-            "rows": _spans(field, 0),
-            "columns": _spans(field, 1),
+            "rows": rows,
+            "columns": columns,
             "histogram/counts": self.histogram.counts,
             "histogram/exponent": self.histogram.exponent,
         }
@@ -414,9 +417,3 @@ def look(network: Network, layers: Mapping[str, Callable[[Tensor], None]], image
             f"{network.name} cannot run on images of shape {tuple(images.shape[1:])}: {error}"
         ) from error
     raise ConvCircuitsError(f"Not every layer ran when {network.name} was called on {len(images)} images.")
-
-
-def _spans(field: Field, axis: int) -> Tensor:
-    """Return the first pixel that each row or column of a map sees and the one after the last, as in ``Field.box``."""
-    boxes = [field.box(n, 0) if axis == 0 else field.box(0, n) for n in range(field.shape[axis])]
-    return torch.tensor([[box[axis], box[axis] + box[2 + axis]] for box in boxes], dtype=torch.int)

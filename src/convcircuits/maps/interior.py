@@ -10,6 +10,7 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.maps.receptive_fields import Field, local_fields
 from convcircuits.network.masking import Subject
 from convcircuits.values.boxes import Boxes
+from convcircuits.values.feature import Position, at
 
 FEWEST = 4
 """Minimum number of interior positions: a figure over fewer describes single positions, not the map."""
@@ -56,6 +57,12 @@ class Interior:
         """The flat indices of the interior positions, int64 (K,)."""
         return self.mask.nonzero()[:, 0]
 
+    @property
+    def window(self) -> tuple[slice | Tensor, slice | Tensor]:
+        """What rows and what columns of a map cross at the interior positions: slices, or indices if they have gaps."""
+        mask = self.mask.reshape(self.map)
+        return _places(mask.any(1)), _places(mask.any(0))
+
     def among(self, values: Tensor, indices: Tensor | None) -> Tensor:
         """Return which counted values, in the layout of ``at``, are at interior positions: bool of their shape."""
         return self.mask.expand_as(values) if indices is None else self.mask[indices.cpu()]
@@ -70,12 +77,22 @@ class Positions:
 
     Args:
         subject: The feature of the model.
+
+    Attributes:
+        subject: The feature of the model.
     """
 
     def __init__(self, subject: Subject) -> None:
-        self._subject = subject
+        self.subject = subject
         self._fields: dict[tuple[int, ...], tuple[Field, ...] | ConvCircuitsError] = {}
         self._interiors: dict[tuple[int, ...], Interior] = {}
+
+    def at(self, position: Position) -> "Positions":
+        """Return those of the same units at another position, which have the same receptive fields."""
+        subject = self.subject
+        other = Positions(Subject(subject.network, replace(subject.feature, position=position), subject.survey))
+        other._fields, other._interiors = self._fields, self._interiors
+        return other
 
     def interior(self, shape: tuple[int, ...]) -> Interior:
         """Return the interior of the map on images of shape (C, H, W).
@@ -118,7 +135,7 @@ class Positions:
         return found
 
     def _walked(self, shape: tuple[int, ...]) -> tuple[Field, ...]:
-        subject = self._subject
+        subject = self.subject
         sized = Subject(subject.network, subject.feature, replace(subject.survey, input_shape=shape))
         units = subject.rows.tolist() if isinstance(subject.feature.unit, tuple) else [None]
         try:
@@ -134,7 +151,7 @@ class Positions:
             ConvCircuitsError: As for ``Feature.indices``; if the interior or boxes count and receptive fields cannot be
                 computed; or if an image has no box.
         """
-        feature, shape = self._subject.feature, tuple(images.shape[1:])
+        feature, shape = self.subject.feature, tuple(images.shape[1:])
         if isinstance(feature.position, Boxes):
             boxes = [feature.position.box(image) for image in images]
             field = self._needed(shape)
@@ -144,15 +161,58 @@ class Positions:
             return feature.indices(full, interior=self.interior(shape).positions)
         return feature.indices(full)
 
+    def highest(self, full: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the highest value of each of the full model's maps at the positions that count, and its flat position.
+
+        Of equally high ones, the first. If the value is NaN, so is one of the map's.
+
+        Shape: (N, H, W) or (N,) -> (N,); for several units (N, U, H, W) or (N, U) -> (N, U).
+
+        Raises:
+            ConvCircuitsError: As for ``counted``.
+        """
+        if full.dim() > 2 and self.subject.feature.position == "all":
+            return highest_of(full)
+        if full.dim() > 2 and self.subject.feature.position == "interior":
+            shape = tuple(images.shape[1:])
+            self._needed(shape)
+            return highest_of(full, self.interior(shape).window)
+        indices = self.counted(full, images)
+        value, which = at(full, indices).max(-1)
+        return value, which if indices is None else indices.gather(-1, which.unsqueeze(-1)).squeeze(-1)
+
     def _needed(self, shape: tuple[int, ...]) -> Field:
         """Return the receptive fields of the feature's map, without which it is not known which positions count."""
         try:
             return self._computed(shape)[0]
         except ConvCircuitsError as error:
-            what = "interior" if self._subject.feature.position == "interior" else "place of a box in the map"
+            what = "interior" if self.subject.feature.position == "interior" else "place of a box in the map"
             raise ConvCircuitsError(
-                f"The {what} of {self._subject.feature} is not known: {error} Give the feature another position."
+                f"The {what} of {self.subject.feature} is not known: {error} Give the feature another position."
             ) from error
+
+
+def highest_of(
+    maps: Tensor, window: tuple[slice | Tensor, slice | Tensor] = (slice(None), slice(None))
+) -> tuple[Tensor, Tensor]:
+    """Return the highest value of each map where some rows and columns cross, and its flat position in the map.
+
+    Of equally high ones, the first. Shape: (..., h, w) -> (...).
+    """
+    rows, columns = window
+    part = maps[..., rows, :][..., columns]
+    # The highest value of a row is found many times faster than its place, which only one row has to tell.
+    value, row = part.amax(-1).max(-1)
+    column = part.gather(-2, row[..., None, None].expand(*row.shape, 1, part.shape[-1])).argmax(-1).squeeze(-1)
+    height, width = (torch.arange(length, device=maps.device) for length in maps.shape[-2:])
+    return value, height[rows][row] * len(width) + width[columns][column]
+
+
+def _places(chosen: Tensor) -> slice | Tensor:
+    """Return the indices of what is chosen along an axis, bool (n,), as a slice if they have no gaps."""
+    places = chosen.nonzero()[:, 0]
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if len(places) == last - first + 1 else places
 
 
 def _within(field: Field, box: tuple[int, int, int, int]) -> Tensor:

@@ -10,6 +10,7 @@ as they do inside, and may extend beyond the image.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -81,12 +82,25 @@ class Field:
 
     def box(self, row: int, column: int) -> Box:
         """Return the field of a position; along an axis where fields are as long as the image, the whole axis."""
-        spans = [
-            (0, length) if _longest(axis) >= length else axis[place]
+        (top, bottom), (left, right) = (
+            _seen(axis, length)[place]
             for axis, place, length in zip((self.rows, self.columns), (row, column), self.image, strict=True)
-        ]
-        (top, bottom), (left, right) = spans
+        )
         return Box(top, left, bottom - top, right - left)
+
+    def spans(self) -> tuple[Tensor, Tensor]:
+        """Return where ``box`` begins and ends for each row of the map, int64 (h, 2), and for each column, (w, 2)."""
+        rows, columns = (
+            torch.tensor(_seen(axis, length)).reshape(-1, 2)
+            for axis, length in zip((self.rows, self.columns), self.image, strict=True)
+        )
+        return rows, columns
+
+    def boxes(self) -> Tensor:
+        """Return ``box`` of all positions, int64 (h, w, 4)."""
+        (top, bottom), (left, right) = (spans.T for spans in self.spans())
+        parts = (top[:, None], left, (bottom - top)[:, None], right - left)
+        return torch.stack([part.expand(self.shape) for part in parts], 2)
 
 
 def receptive_fields(subject: Subject, readings: Sequence[Reading], *, local: bool = False) -> dict[Reading, Field]:
@@ -379,7 +393,8 @@ def _joined(
     ]
     x = _extended(x, pads)
     for dim, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True), -len(out)):
-        x = x.unfold(dim, gap * (size - 1) + 1, step)[..., ::gap].amax(-1)
+        taps = x.unfold(dim, gap * (size - 1) + 1, step)[..., ::gap].unbind(-1)
+        x = reduce(torch.maximum, taps)  # many times faster than the maximum of a dimension of so few
     return x
 
 
@@ -387,13 +402,19 @@ def _extended(x: Tensor, pads: Sequence[tuple[int, int]]) -> Tensor:
     """Continue boxes linearly beyond the border of the last dimensions by (before, after); negative numbers crop."""
     for dim, (before, after) in enumerate(pads, -len(pads)):
         last = x.shape[dim] - 1
-        place = torch.arange(-before, last + 1 + after)
-        inside = place.clamp(0, last)
-        beyond = place - inside
-        edge = x.index_select(dim, inside)
-        step = edge - x.index_select(dim, (inside - beyond.sign()).clamp(0, last))
-        x = edge + step * beyond.abs().reshape(-1, *[1] * (-1 - dim))
+        parts = [x.narrow(dim, max(0, -before), last + 1 - max(0, -before) - max(0, -after))]
+        if before > 0:
+            parts.insert(0, _continued(x, dim, 0, min(1, last), torch.arange(before, 0, -1)))
+        if after > 0:
+            parts.append(_continued(x, dim, last, max(0, last - 1), torch.arange(1, after + 1)))
+        x = torch.cat(parts, dim)
     return x
+
+
+def _continued(x: Tensor, dim: int, edge: int, inner: int, far: Tensor) -> Tensor:
+    """Continue boxes along a dimension from the place at the edge and the one inside of it, so far beyond the edge."""
+    last = x.narrow(dim, edge, 1)
+    return last + (last - x.narrow(dim, inner, 1)) * far.reshape(-1, *[1] * (-1 - dim))
 
 
 def _pooled(node: Node, x: Tensor, over: Sequence[int], shape: torch.Size) -> Tensor:
@@ -432,6 +453,11 @@ def _unpadded(spans: Sequence[tuple[int, int]], length: int) -> Tensor:
         return torch.ones(len(spans), dtype=torch.bool)
     outside = torch.tensor([max(0, -first) + max(0, end - length) for first, end in spans])
     return outside <= outside.sort().values[(len(spans) - 1) // 4]
+
+
+def _seen(spans: tuple[tuple[int, int], ...], length: int) -> tuple[tuple[int, int], ...]:
+    """Return fields along an axis; each is the whole axis if they are as long as that."""
+    return ((0, length),) * len(spans) if _longest(spans) >= length else spans
 
 
 def _longest(spans: Sequence[tuple[int, int]]) -> int:

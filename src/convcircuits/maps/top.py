@@ -1,6 +1,5 @@
 """Find the images on which the units of a feature are highest, and a sample over their range, in one pass."""
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from convcircuits.network.batches import Batches, Images, Progress, lot
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
-from convcircuits.values.feature import Feature, at
+from convcircuits.values.feature import Feature
 from convcircuits.values.top import Examples, Top
 
 POOL = 2048
@@ -76,7 +75,7 @@ def top(
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size, progress=progress)
     subject = Subject.open(network, feature, batches.first_shape())
-    ranking = Ranking(subject, count=count, sample=sample, seed=seed)
+    ranking = Ranking(Positions(subject), count=count, sample=sample, seed=seed)
     for batch, maps, hashes in full_maps(subject, batches):
         ranking.add(batch, maps, hashes)
     return ranking.top(batches, names_of(images) if names is None else names)
@@ -109,11 +108,10 @@ class Ranking:
     """The images on which each unit is highest so far, and a random sample of all images with the values on them.
 
     Args:
-        subject: The feature, surveyed on images of the size in question.
+        positions: The positions of the feature's map, surveyed on images of the size in question.
         count: Number of images to keep for each unit.
         sample: Number of images to draw for each unit.
         seed: Seed of the sample.
-        positions: The positions of the feature's map, if another ranking has computed them.
 
     Attributes:
         positions: The positions of the feature's map.
@@ -122,10 +120,9 @@ class Ranking:
         ConvCircuitsError: If a number is out of range.
     """
 
-    def __init__(
-        self, subject: Subject, *, count: int, sample: int, seed: int, positions: Positions | None = None
-    ) -> None:
-        self._subject, self.positions = subject, positions or Positions(subject)
+    def __init__(self, positions: Positions, *, count: int, sample: int, seed: int) -> None:
+        self._subject, self.positions = positions.subject, positions
+        subject = positions.subject
         self._count = whole_number(option("count"), count, 1)
         self._sample = whole_number(option("sample"), sample, 0)
         self._seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
@@ -135,16 +132,23 @@ class Ranking:
         none = torch.empty(units, 0, dtype=torch.long)
         self._highest = self._pool = _Values(none, none.double(), none)
         self._lots: list[tuple[int, int]] = []  # of the pool, ascending, each with the index of its image
+        self._drawn: list[tuple[_Values, Sequence[tuple[int, int]]]] = []  # batches that wait to be put into the pool
 
-    def add(self, images: Tensor, maps: Tensor, hashes: Sequence[int]) -> None:
+    def add(
+        self, images: Tensor, maps: Tensor, hashes: Sequence[int], highest: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         """Add a batch of images, with the feature's maps on them and a hash of each.
+
+        Args:
+            images: The images.
+            maps: The feature's maps.
+            hashes: A hash of each image.
+            highest: What ``Positions.highest`` returns of them, if that is known.
 
         Raises:
             ConvCircuitsError: If a value is not finite.
         """
-        indices = self.positions.counted(maps, images)
-        value, which = at(maps, indices).max(-1)
-        place = which if indices is None else indices.gather(-1, which.unsqueeze(-1)).squeeze(-1)
+        value, place = self.positions.highest(maps, images) if highest is None else highest
         value, place = value.cpu().double().reshape(len(maps), -1).T, place.cpu().reshape(len(maps), -1).T
         numbers = torch.arange(self._images, self._images + len(maps))
         finite = value.isfinite().all(0)
@@ -160,16 +164,30 @@ class Ranking:
         self._draw(new, [(lot(one, self._seed), n) for one, n in zip(hashes, numbers.tolist(), strict=True)])
 
     def _draw(self, new: "_Values", lots: Sequence[tuple[int, int]]) -> None:
-        """Add images to the pool, and drop those with the highest lots if there are too many."""
+        """Let images be put into the pool, unless it is full and none of them has a low lot."""
         if not self._sample or (len(self._lots) == POOL and min(lots) > self._lots[-1]):
             return
-        both = [*self._lots, *lots]
-        kept = sorted(range(len(both)), key=both.__getitem__)[:POOL]
-        self._lots = [both[i] for i in kept]
-        self._pool = self._pool.and_also(new).at(torch.tensor(kept).expand(len(new.value), -1))
+        self._drawn.append((new, lots))
+        if sum(len(some) for _, some in self._drawn) >= POOL:
+            self._fill()
+
+    def _fill(self) -> None:
+        """Put the images that wait into the pool, and drop those with the highest lots if there are too many.
+
+        That copies the whole pool, so it is not done for each batch.
+        """
+        if not self._drawn:
+            return
+        every = [*self._lots, *(one for _, some in self._drawn for one in some)]
+        kept = sorted(range(len(every)), key=every.__getitem__)[:POOL]
+        self._lots = [every[i] for i in kept]
+        together = self._pool.and_also(*(new for new, _ in self._drawn))
+        self._pool = together.at(torch.tensor(kept).expand(len(self._active), -1))
+        self._drawn = []
 
     def state(self) -> dict[str, Tensor]:
         """Return what was found so far, to go on from it. Lots, which have 64 bits, are shifted into int64."""
+        self._fill()
         lots = torch.tensor([[lot - 2**63, image] for lot, image in self._lots], dtype=torch.long).reshape(-1, 2)
         tables = {"highest": self._highest, "pool": self._pool}
         values = {f"{name}_{part}": x for name, t in tables.items() for part, x in t._asdict().items()}
@@ -180,7 +198,7 @@ class Ranking:
         self._highest, self._pool = (
             _Values(*(state[f"{name}_{part}"] for part in _Values._fields)) for name in ("highest", "pool")
         )
-        self._lots = [(lot + 2**63, image) for lot, image in state["lots"].tolist()]
+        self._lots, self._drawn = [(lot + 2**63, image) for lot, image in state["lots"].tolist()], []
         self._active, self._width, self._images = state["active"], int(state["width"]), images
 
     def highest(self) -> Examples:
@@ -189,6 +207,7 @@ class Ranking:
 
     def pool(self) -> Examples:
         """Return the images that the sample is drawn from: all so far or, of more than ``POOL``, as many at random."""
+        self._fill()
         return self._examples(self._pool, self._boxes()[0])
 
     def top(self, batches: Batches, names: Sequence[str]) -> Top:
@@ -204,6 +223,7 @@ class Ranking:
         subject, images = self._subject, self._images
         if len(names) and (len(names) != images or isinstance(names, str)):
             raise ConvCircuitsError(f"There are {images} images but {len(names)} names; give one name for each image.")
+        self._fill()
         boxes, notes = self._boxes()
         highest, sample = (self._examples(some, boxes) for some in (self._highest, self._pool.spread(self._sample)))
         return Top(
@@ -225,10 +245,7 @@ class Ranking:
         except ConvCircuitsError as error:
             whole = torch.tensor([[0, 0, *self._size]])
             return [whole] * len(self._active), [f"Boxes are whole images. {error}"]
-        boxes = {}
-        for field in set(fields):
-            places = itertools.product(*map(range, field.shape))
-            boxes[field] = torch.tensor([field.box(row, column) for row, column in places])
+        boxes = {field: field.boxes().flatten(0, 1) for field in set(fields)}
         return [boxes[field] for field in fields], []
 
     def _examples(self, values: "_Values", boxes: Sequence[Tensor]) -> Examples:
@@ -265,8 +282,8 @@ class _Values(NamedTuple):
     value: Tensor
     place: Tensor
 
-    def and_also(self, others: "_Values") -> "_Values":
-        return _Values(*(torch.cat(both, 1) for both in zip(self, others, strict=True)))
+    def and_also(self, *others: "_Values") -> "_Values":
+        return _Values(*(torch.cat(tables, 1) for tables in zip(self, *others, strict=True)))
 
     def at(self, columns: Tensor) -> "_Values":
         return _Values(*(table.gather(1, columns) for table in self))

@@ -3,7 +3,6 @@
 The rule considers no circuit, so that no unit is chosen because its circuit does well.
 """
 
-import dataclasses
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from convcircuits.cards import card
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.frames import frame
-from convcircuits.maps.interior import FEWEST, Interior
+from convcircuits.maps.interior import FEWEST, Interior, Positions, highest_of
 from convcircuits.maps.top import Ranking, full_maps, names_of
 from convcircuits.network.batches import Batches, Images, Progress
 from convcircuits.network.capture import Network
@@ -42,6 +41,9 @@ AVERAGE_MAP = 0.1
 
 _IN_CACHE = 2**17
 """Number of values, in double precision, that stay in a core's cache."""
+
+_ROUNDING = 1e-12
+"""A variance below this share of the mean square may come from rounding: the unit is constant as far as sums tell."""
 
 RULE = (
     "the unit whose rectified map varies most inside, of those (1) that are above zero, so that a ReLU passes them, at "
@@ -108,7 +110,7 @@ class UnitStatistics:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all statistics as JSON values; NaN becomes None."""
-        return {**without_nan(dataclasses.asdict(self)), "dead": self.dead, "allowed": self.allowed}
+        return {**without_nan(vars(self)), "dead": self.dead, "allowed": self.allowed}
 
     def summary(self) -> str:
         """Return the statistics as one line."""
@@ -245,7 +247,7 @@ def units(
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size, progress=progress)
     subject = all_units(network, layer, batches.first_shape(), position="interior", call=call)
-    ranking = Ranking(subject, count=count, sample=0, seed=0)
+    ranking = Ranking(Positions(subject), count=count, sample=0, seed=0)
     sums, done = Sums(ranking.positions.interior(subject.survey.input_shape), len(subject.rows)), 0
     for batch, maps, hashes in full_maps(subject, batches):
         ranking.add(batch, maps, hashes)
@@ -298,56 +300,52 @@ class Sums:
 
     def __init__(self, interior: Interior, units: int) -> None:
         self.interior, self.central, self.images = interior.mask, not interior.inside, 0
-        self._inside = interior.mask.double()
+        self._map, (rows, self._columns) = interior.map, interior.window
+        self._rows = torch.zeros(interior.map[0], dtype=torch.double)
+        self._rows[rows] = 1
         self.total = torch.zeros(units, len(interior.mask), dtype=torch.double)
         self.columns = torch.zeros(len(self._COLUMNS), units, dtype=torch.double)
         self.columns[-1] = -math.inf
         self.by_photograph: dict[Hashable, Tensor] = {}
         self.crops: dict[Hashable, int] = {}
 
-    def add(self, maps: Float[Tensor, "n u p"], photographs: Sequence[Hashable] | None = None) -> None:
+    def add(
+        self,
+        maps: Float[Tensor, "n u p"],
+        photographs: Sequence[Hashable] | None = None,
+        highest: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         """Add the maps of some images.
 
         Args:
             maps: The flattened maps, on the CPU.
             photographs: The photograph that each image is a crop of; None if each is its own.
+            highest: The highest value of each map and its first position, (n, u) each, if they are known.
         """
         self.images += len(maps)
         active, squares, squares_inside, rectified, rectified_squares, *of_images = self.columns
-        active_images, values, value_squares, at_border, highest = of_images
-        value, place = maps.max(2)
+        active_images, values, value_squares, at_border, highest_so_far = of_images
+        folded = maps.reshape(*maps.shape[:2], *self._map)
+        value, place = highest_of(folded) if highest is None else highest
         value = value.double()
-        torch.maximum(highest, value.amax(0), out=highest)
+        torch.maximum(highest_so_far, value.amax(0), out=highest_so_far)
         active_images += (value > 0).sum(0)
         values += value.clamp_min(0).sum(0)
         value_squares += value.clamp_min(0).square().sum(0)
         at_border += (~self.interior[place]).sum(0)
-        positions = maps.shape[2]
-        long = min(_IN_CACHE, positions)
-        few = max(1, _IN_CACHE // max(1, positions))
-        room = torch.empty(2, few * long, dtype=torch.double)  # new memory would take longer than the sums
-        blocks = [
-            (slice(unit, min(unit + few, maps.shape[1])), slice(place, min(place + long, positions)))
-            for unit in range(0, maps.shape[1], few)
-            for place in range(0, positions, long)
-        ]
-        for n, one in enumerate(maps):
-            for some, where in blocks:  # what fits into the cache takes a fraction of the time
-                shape = (some.stop - some.start, where.stop - where.start)
-                part, squared = (memory[: shape[0] * shape[1]].view(shape) for memory in room)
-                inside = self._inside[where]
-                part.copy_(one[some, where])
-                self.total[some, where] += part
-                squares[some] += torch.mul(part, part, out=squared).sum(1)
-                squares_inside[some] += squared @ inside
-                part.clamp_min_(0)
-                active[some] += torch.sign(part, out=squared).sum(1)
-                rectified[some] += part @ inside
-                rectified_squares[some] += torch.mul(part, part, out=squared) @ inside
-            if photographs is not None and n < len(photographs):
-                own = one.double()
-                self.by_photograph[photographs[n]] = self.by_photograph.get(photographs[n], 0) + own
-                self.crops[photographs[n]] = self.crops.get(photographs[n], 0) + 1
+        total = self.total.view(-1, *self._map)
+        for some, where, part in parts_in_cache(folded):
+            rows = self._rows[where]
+            total[some, where] += part.sum(0)
+            squares[some] += _squares(part.flatten(2)).sum(0)
+            squares_inside[some] += (_squares(part[..., self._columns]) @ rows).sum(0)
+            part.clamp_min_(0)
+            rectified[some] += (part[..., self._columns].sum(3) @ rows).sum(0)
+            rectified_squares[some] += (_squares(part[..., self._columns]) @ rows).sum(0)
+            active[some] += part.sign_().sum((0, 2, 3))
+        for photograph, one in zip(() if photographs is None else photographs, maps, strict=False):
+            self.by_photograph[photograph] = self.by_photograph.get(photograph, 0) + one.double()
+            self.crops[photograph] = self.crops.get(photograph, 0) + 1
 
     def statistics(self) -> Iterator[UnitStatistics]:
         """Yield the statistics of each unit.
@@ -367,7 +365,7 @@ class Sums:
             return squares - 2 * mean * total.sum(1) + n * count * mean.square()
 
         variance = spread(squares, self.total, positions)
-        constant = variance <= n * positions * (1e-9 * mean).square()
+        constant = variance <= _ROUNDING * squares
         share = spread(squares_inside, self.total[:, inside], within) / variance
         evenness = (values / n).square() / (value_squares / n)
         figures = {
@@ -404,6 +402,30 @@ class Sums:
     def resume(self, state: Mapping[str, Tensor], images: int) -> None:
         """Go on from the sums of some images."""
         self.total, self.columns, self.images = state["total"], state["columns"], images
+
+
+def parts_in_cache(
+    maps: Float[Tensor, "n u h w"],
+) -> Iterator[tuple[slice, slice, Float[Tensor, "n some where w"]]]:
+    """Yield maps in parts that stay in a core's cache, so that many sums of them take a fraction of the time.
+
+    Each part is some units, some rows, and their values on all images in double precision. These may be changed; the
+    next part overwrites them.
+    """
+    images, units, height, width = maps.shape
+    few = max(1, _IN_CACHE // max(1, images * height * width))
+    tall = max(1, min(height, _IN_CACHE // max(1, images * width)))
+    room = torch.empty(images * few * tall * width, dtype=torch.double)  # new memory would take longer than the sums
+    for unit in range(0, units, few):
+        for row in range(0, height, tall):
+            some, where = slice(unit, unit + few), slice(row, row + tall)
+            part = maps[:, some, where]
+            yield some, where, room[: part.numel()].view(part.shape).copy_(part)
+
+
+def _squares(values: Float[Tensor, "*some p"]) -> Float[Tensor, "*some"]:
+    """Return the sum of the squares of the last dimension."""
+    return torch.linalg.vector_norm(values, dim=-1).square_()  # which, unlike a sum, stores no squares
 
 
 def all_units(
