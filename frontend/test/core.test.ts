@@ -1036,7 +1036,14 @@ test("the caption says whether a fitted circuit was found or made by its constan
   const [circuit, control] = graph.document.variants;
   const calibration = { constants: 30, images: 9, gain: pack("float32", graph.source) };
   assert.doesNotMatch(say(), /controls|found/);
+  const short = (at: View) => {
+    const { numbers } = draw(graph, at, CANVASES[0]!);
+    return [figureCaption(graph, at, numbers), headline(graph, at, numbers).text];
+  };
+  for (const text of short(view())) assert.doesNotMatch(text, /constant/);
   circuit!.calibration = control!.calibration = calibration;
+  for (const text of short(view())) assert.match(text, /, with 30 fitted constants[;.]/);
+  assert.equal(short(view({ compare: 1 }))[0]!.split("with 30 fitted constants").length - 1, 2);
   const none = " No controls were fitted, so whether its constants made it is not known.";
   holds(say(), `The circuit has 30 constants (gains of kernels, offsets of filters) fitted on 9 images.${none} `);
   assert.doesNotMatch(say({ variant: 1 }), /controls/);

@@ -64,7 +64,7 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
     kept: variant.role !== "control" && fidelity.verdict === "keeps" && found(variant) === "",
     verdict:
       variant.role === "control" ? `This is ${plain(variant.name)}` : VERDICTS[fidelity.verdict] + found(variant),
-    text: `${part(value)}${where} ${on}${beside.length ? ` (${beside.join(", ")})` : ""}. ${drawing}`,
+    text: `${part(value)}${where} ${on}${beside.length ? ` (${beside.join(", ")})` : ""}${fitted(variant)}. ${drawing}`,
   };
 }
 
@@ -79,14 +79,14 @@ export function figureCaption(graph: Graph, view: View, numbers: Caption): strin
   const alone = all || numbers.r2Drawn === null ? "" : `, alone R\u00b2 ${decimal(numbers.r2Drawn)}`;
   const filters = `${count(numbers.filters)} of ${plural(numbers.ofFilters, "filter")} drawn${alone}`;
   const drawing = all ? `all ${plural(numbers.ofKernels, "kernel")} drawn` : filters;
-  const r2 = (of: Fidelity | null) => {
+  const r2 = ({ fidelity: of }: Variant) => {
     if (!of) return "not measured";
     const value = decisive(of);
     return `R\u00b2 ${value === null ? "not defined" : decimal(value)}`;
   };
   if (view.compare !== null) {
     const both = [view.variant, view.compare].map(
-      (each) => `${circuitName(graph, each, view)}: ${r2(variants[each]!.fidelity)}`,
+      (each) => `${circuitName(graph, each, view)}: ${r2(variants[each]!)}${fitted(variants[each]!)}`,
     );
     return `${both.join("; ")}; ${drawing}.`;
   }
@@ -104,7 +104,7 @@ export function figureCaption(graph: Graph, view: View, numbers: Caption): strin
   ];
   const verdict =
     variant.role === "control" ? capitalized(plain(variant.name)) : VERDICTS[fidelity.verdict] + found(variant);
-  const kept = `${r2(fidelity)}${where} on ${images}${beside.length ? ` (${beside.join(", ")})` : ""}`;
+  const kept = `${r2(variant)}${where} on ${images}${beside.length ? ` (${beside.join(", ")})` : ""}${fitted(variant)}`;
   return `${verdict}: ${kept}; ${drawing}.`;
 }
 
@@ -125,6 +125,11 @@ function rivalOf({ controls }: Fidelity, name: Rival["name"]): Rival | undefined
 function decisiveOf(of: Fidelity, name: Rival["name"]): number | null {
   const rival = rivalOf(of, name);
   return (of.interior === "unknown" ? rival?.r2 : rival?.r2Interior) ?? null;
+}
+
+/** What a circuit owes its figures to, besides its kernels. */
+function fitted({ calibration }: Variant): string {
+  return calibration?.constants ? `, with ${plural(calibration.constants, "fitted constant")}` : "";
 }
 
 /** What takes something from a verdict: its controls. */

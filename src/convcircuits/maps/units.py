@@ -425,7 +425,8 @@ def parts_in_cache(
 
 def _squares(values: Float[Tensor, "*some p"]) -> Float[Tensor, "*some"]:
     """Return the sum of the squares of the last dimension."""
-    return torch.linalg.vector_norm(values, dim=-1).square_()  # which, unlike a sum, stores no squares
+    norm: Tensor = torch.linalg.vector_norm(values, dim=-1)  # which, unlike a sum, stores no squares
+    return norm.square_()
 
 
 def all_units(
