@@ -550,7 +550,7 @@ def of_swaps(rows: Sequence[Mapping[str, Any]]) -> Figures:
         figures[f"swap_{name}_specific_less"] = spread(
             _medians(column(f"{name}_specific") - column("own_specific"), draws)
         )
-        figures[f"swap_{name}_effective"] = [float(column(f"{name}_effective").median())]
+        figures[f"swap_{name}_effective"] = [float(column(f"{name}_effective").quantile(0.5))]
     overlaps = torch.stack([column(f"overlap_{name}") for name in DONORS], 1).flatten()
     losses = torch.stack([column("own") - column(name) for name in DONORS], 1).flatten()
     pairs = draws.counts.repeat_interleave(len(DONORS), 1)
@@ -559,7 +559,7 @@ def of_swaps(rows: Sequence[Mapping[str, Any]]) -> Figures:
 
 
 def _medians(values: Tensor, draws: Draws) -> Tensor:
-    return torch.stack([values.repeat_interleave(row.long()).median() for row in draws.counts])
+    return torch.stack([values.repeat_interleave(row.long()).quantile(0.5) for row in draws.counts])
 
 
 # ---------------------------------------- records and the page

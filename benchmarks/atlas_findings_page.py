@@ -192,8 +192,8 @@ def page(cases: Sequence[Case], records: Mapping[str, Mapping[str, Any]]) -> str
                 for case in cases
             ],
         ),
-        "![What circuits share, for the two layers: overlap and correlation of maps; overlap in each layer; R² with\n"
-        "the kernels of others; R² and activity](atlas.webp)",
+        "![What circuits share: overlap and correlation of maps; overlap in each layer; R² with the kernels of\n"
+        "others; R² and activity](atlas.webp)",
         filled(FINDINGS.read_text().strip(), records) if FINDINGS.exists() else "",
         "## All figures\n\n"
         "Correlations are rank correlations. Intervals are 95 %, over units drawn again (for pairs, both units are);\n"
@@ -272,7 +272,7 @@ def _draw(row: Any, case: Case, found: Mapping[str, Any]) -> None:
         swaps.plot(across, values, "o", color=color, alpha=0.4, markersize=3.5)
         swaps.plot(place, float(np.median(values)), "_", color=color, markersize=18, mew=2)
     swaps.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
-    swaps.set_xticks(range(len(names)), list(names.values()), fontsize=8)
+    swaps.set_xticks(range(len(names)), list(names.values()), fontsize=7)
     swaps.set(ylabel="R² inside (cut off below −1)", xlabel="whose kernels in the lower layers")
     known = [one for one in found["units"] if one["r2_interior"] is not None]
     units.plot(
