@@ -64,8 +64,13 @@ def together(model: nn.Module, layer: str, units: int, images: torch.Tensor, cri
     return at_once
 
 
-def measuring(model: nn.Module, layer: str, units: int, images: torch.Tensor, held_out: torch.Tensor) -> float:
-    """Return the seconds that a unit takes beside scoring: its circuit of 5 % is measured as ``atlas`` does it."""
+def measuring(
+    model: nn.Module, layer: str, units: int, images: torch.Tensor, held_out: torch.Tensor
+) -> tuple[float, float]:
+    """Return the seconds that a unit takes beside scoring, and of these what the full model takes.
+
+    Its circuit of 5 % is measured as ``atlas`` does it.
+    """
     scores = [cc.score(model, cc.Feature(layer, unit), images[:2], criterion="snip") for unit in range(units + 1)]
     circuits = [cc.prune(one, density=0.05) for one in scores]
     first = Subject.open(model, cc.Feature(layer, 0), images.shape[1:])
@@ -74,8 +79,14 @@ def measuring(model: nn.Module, layer: str, units: int, images: torch.Tensor, he
     def measure(circuit: cc.Circuit) -> None:
         measured(first.of(circuit.feature), [circuit], others, fit=fit)
 
+    def full() -> None:
+        with torch.no_grad():
+            for batch in (*fit, *others):
+                first.maps(batch)
+
     measure(circuits.pop())  # warm
-    return cpu_seconds(lambda: [measure(circuit) for circuit in circuits]) / units
+    full()
+    return cpu_seconds(lambda: [measure(circuit) for circuit in circuits]) / units, cpu_seconds(full)
 
 
 class Reached(BaseException):
@@ -137,12 +148,14 @@ def sizing(units: int, count: int) -> None:
     yardstick(truncated, images[:8])  # warm
     once = min(cpu_seconds(lambda: yardstick(truncated, images)) for _ in range(2)) / count
     scoring = cpu_seconds(lambda: together(model, layer, units, images, "gauss_newton")) / units / count
-    measured_in = measuring(model, layer, 3, images, held_out) / (2 * count)
+    seconds, full = measuring(model, layer, 3, images, held_out)
+    measured_in = seconds / (2 * count)
     once = min(once, cpu_seconds(lambda: yardstick(truncated, images)) / count)
     costs = Costs(scoring / once, measured_in / once)
     print(f"{name} at {side} px, {units} units, {count} and {count} images, torch {torch.__version__}, one thread")
     print(f"an image takes {once:.3f} s forward and backward; a unit takes {costs.scoring:.2f} of that to score")
-    print(f"(gauss_newton, one draw) and {costs.measuring:.2f} to measure its circuit and the random one")
+    print(f"(gauss_newton, one draw) and {costs.measuring:.2f} to measure its circuit and the random one;")
+    print(f"{full / seconds:.0%} of measuring is the full model, which runs again for each unit")
     print("images + held-out   units per core-hour   all 256 units, core-hours")
     for some, others in ((100, 100), (1000, 200), (5000, 500)):
         hours = core_hours({layer: 256}, {layer: once}, some, others, costs)

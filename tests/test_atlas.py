@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -438,6 +439,55 @@ def test_alike_units_are_placed_close():
     best = planted.alike(7, 3)
     assert {unit for unit, _ in best} == {6, 8, 9}
     assert [value for _, value in best] == sorted(dict(best).values())[::-1]
+
+
+@pytest.mark.slow  # compiles
+def test_umap_keeps_neighbors_and_depends_on_its_seed_alone():
+    planted = Planted(sizes=(14, 12, 10))
+    places = planted.placed("umap", seed=3)
+    assert torch.equal(places, planted.placed("umap", seed=3))
+    assert not torch.equal(places, planted.placed("umap", seed=4))
+    family = torch.tensor([0] * 14 + [1] * 12 + [2] * 10)
+    apart = torch.cdist(places, places).fill_diagonal_(math.inf)
+    assert torch.equal(family[apart.topk(5, largest=False).indices], family[:, None].expand(-1, 5))
+    torch.testing.assert_close(places.mean(0), torch.zeros(2, dtype=torch.float64), atol=1e-9, rtol=0)
+    said = planted.as_dict(method="umap", seed=3)
+    assert said["method"] == "umap"
+    assert [row["place"] for row in said["units"]] == places.tolist()
+    assert any("UMAP keeps neighbors" in note for note in said["notes"])
+
+
+def test_umap_begins_at_the_principal_axes_of_the_distances(monkeypatch):
+    asked, planted = [], Planted()
+
+    def umap(**options):
+        return SimpleNamespace(fit_transform=lambda given: asked.append((given, options)) or options["init"])
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=umap))
+    first, places = planted.placed(), planted.placed("umap", seed=5)
+    ((given, options),) = asked
+    torch.testing.assert_close(torch.from_numpy(given) ** 2, (1 - planted.overlap()).clamp_min(0))
+    assert (options["metric"], options["random_state"]) == ("precomputed", 5)
+    torch.testing.assert_close(places, 10 * first / first.abs().max(), atol=1e-9, rtol=1e-9)
+
+
+def test_umap_is_asked_for_where_it_is_used(found, monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    for use in (Planted().placed, Planted().as_dict, found.as_dict):
+        with pytest.raises(cc.ConvCircuitsError, match=r"pip install 'convcircuits\[umap\]'"):
+            use(method="umap")
+        with pytest.raises(cc.ConvCircuitsError, match="method must be one of 'pca', 'umap'; got 'tsne'"):
+            use(method="tsne")
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace())
+    with pytest.raises(cc.ConvCircuitsError, match="There are 5 circuits; to place them by umap it takes at least 10"):
+        found.placed("umap")
+    said = found.as_dict(method="umap")
+    assert said["method"] == "pca"
+    assert [row["place"] for row in said["units"]] == found.placed().tolist()
+    assert any("these are placed by classical scaling" in note for note in said["notes"])
+    assert found.as_dict()["method"] == "pca"
+    with pytest.raises(cc.ConvCircuitsError, match="seed must be"):
+        Planted().placed(seed=-1)
 
 
 def test_families_may_be_counted():

@@ -26,6 +26,7 @@ def written(text="features.5", model="small"):
     """A page of two units that are alike and one that is not, with a kernel of the first two."""
     data = {
         "layer": text,
+        "method": "pca",
         "asked": {"criterion": text, "size": {text: 0.1}, "images": {"count": 4}, "held_out": {"count": 3}},
         "units": [
             row(0, [-0.5, 0.1], 0, [[2, 0.6], [5, -0.1]]),
@@ -89,8 +90,9 @@ def show(tmp_path):
 def test_units_lead_to_those_alike_and_to_their_circuits(show):
     page = show(written())
     expect(page.locator("h1")).to_have_text("features.5 of small")
-    page.locator("canvas").press("ArrowRight")
     side = page.locator(".side")
+    expect(side).to_contain_text("Units are placed by the two principal axes of the overlaps.")
+    page.locator("canvas").press("ArrowRight")
     expect(side.locator("h2").first).to_have_text("features.5:0")
     expect(side).to_contain_text("Its circuit: keeps.")
     assert side.locator("a").get_attribute("href") == "circuits/a%20b-0.safetensors"

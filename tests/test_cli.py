@@ -42,8 +42,8 @@ from convcircuits.maps.interior import Positions
 from convcircuits.maps.units import MEASURES, RULE, choose_unit, units
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
+from convcircuits.placing import Placing
 from convcircuits.subfeatures import crossing, splitting
-from convcircuits.subfeatures.trajectories import Placing
 from convcircuits.values.granularity import SHAPES
 from convcircuits.values.recipe import BEST, Recipe, read_recipes
 from convcircuits.values.stimulus import OWN, PERIODS
@@ -1586,6 +1586,23 @@ def test_atlas_writes_circuits_tables_and_a_page(folder, good):
     assert said["r2"] == pytest.approx(found.rows()[2]["r2"], rel=1e-5)
 
 
+@pytest.mark.parametrize("line", [ATLAS, TRAJECTORY])
+def test_umap_without_the_extra_does_no_work(line, folder, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    code, _, err = run(f"{line} --method umap")
+    assert code == 1
+    assert "UMAP needs umap-learn: pip install 'convcircuits[umap]'" in " ".join(err.split())
+    assert not Path("new").exists()
+
+
+def test_an_atlas_by_umap_of_too_few_units_says_how_they_are_placed(folder, good, monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace())
+    good(f"{ATLAS} --method umap")
+    data = json.loads(re.search(r'id="atlas">(.*?)</script>', Path("new/atlas.html").read_text())[1])
+    assert data["method"] == "pca"
+    assert "UMAP places 10 units or more; these are placed by classical scaling." in data["notes"]
+
+
 def test_an_atlas_of_several_layers_is_that_of_each(folder, good):
     text = good(ATLAS.replace("net 4", "net 4 2"))
     assert text.count("found on 4 crops") == 1
@@ -2137,6 +2154,7 @@ USAGE = [
     f"{TRAJECTORY} --method tsne",
     "atlas tiny_net:net",
     f"{ATLAS} --criterion snap",
+    f"{ATLAS} --method tsne",
     "tune",
     "tune tiny_net:net",
     "tune tiny_net:net 4 --by roundness",

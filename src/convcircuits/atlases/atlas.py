@@ -13,8 +13,9 @@ from torch import Tensor
 
 from convcircuits.atlases.store import FIGURES, Row, packed, read_index, unpacked
 from convcircuits.cards import card, figure
-from convcircuits.errors import ConvCircuitsError, whole_number
+from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.frames import frame
+from convcircuits.placing import UMAP_FEWEST, UMAP_NOTE, Placing, by_umap, check_placing
 from convcircuits.storage import load
 from convcircuits.texts import printable
 from convcircuits.values.circuit import Circuit
@@ -273,31 +274,59 @@ class Atlas:
             for n, places in enumerate(ordered)
         )
 
-    def placed(self) -> Float[Tensor, "u 2"]:
-        """Return a place in the plane for each unit, by classical scaling: alike units are close.
+    def placed(self, method: Placing = "pca", *, seed: int = 0) -> Float[Tensor, "u 2"]:
+        """Return a place in the plane for each unit: alike units are close.
 
-        Distances are sqrt(1 - overlap). The signs of the axes are those that make their largest coordinate positive.
+        Distances of units are sqrt(1 - overlap). The center of all places is 0.
+
+        Args:
+            method: ``"pca"``: classical scaling, the two principal axes of the distances, with the signs that make
+                their largest coordinate positive. ``"umap"``: UMAP of the same distances (extra ``umap``), which keeps
+                neighbors but not distances, beginning at the places of ``"pca"``.
+            seed: Seed of UMAP.
+
+        Raises:
+            ConvCircuitsError: If there is no such method, umap-learn is not installed, or UMAP has fewer than ten
+                units to place.
         """
+        check_placing(method)
+        seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
         squared = 1 - self.overlap().nan_to_num(0).fill_diagonal_(1)
-        center = torch.eye(len(self), dtype=torch.float64) - 1 / max(1, len(self))
-        values, vectors = torch.linalg.eigh(-center @ squared @ center / 2)
-        axes = vectors[:, -2:].flip(1) * values[-2:].flip(0).clamp_min(0).sqrt()
-        if axes.shape[1] < 2:
-            return torch.zeros(len(self), 2, dtype=torch.float64)
-        largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
-        places: Tensor = axes * torch.where(largest < 0, -1.0, 1.0)
-        return places
+        first = _scaled(squared)
+        if method == "pca":
+            return first
+        if len(self) < UMAP_FEWEST:
+            raise ConvCircuitsError(
+                f"There are {len(self)} circuits; to place them by umap it takes at least {UMAP_FEWEST}. Find more, or "
+                "place them by pca."
+            )
+        if not first.any():
+            return first  # all circuits are the same
+        places = torch.from_numpy(by_umap(squared.clamp_min(0).sqrt().numpy(), first.numpy(), seed, distances=True))
+        return places - places.mean(0)
 
-    def as_dict(self, *, hubs: int = 60, alike: int = 8) -> dict[str, Any]:
+    def as_dict(self, *, hubs: int = 60, alike: int = 8, method: Placing = "pca", seed: int = 0) -> dict[str, Any]:
         """Return what the page of the atlas shows, as JSON values; what is not a number is None.
 
-        Without scipy there are no families, and a note says so.
+        Without scipy there are no families, and fewer than ten units are placed by ``"pca"`` whatever the method; a
+        note says so.
 
         Args:
             hubs: The most kernels that are listed, with their users.
             alike: The most units that are listed as alike for each.
+            method: How units are placed, as for ``placed``.
+            seed: Seed of UMAP.
+
+        Raises:
+            ConvCircuitsError: If there is no such method, or umap-learn is not installed.
         """
+        check_placing(method)
         notes: list[str] = []
+        if method == "umap" and len(self) < UMAP_FEWEST:
+            method = "pca"
+            notes.append(f"UMAP places {UMAP_FEWEST} units or more; these are placed by classical scaling.")
+        elif method == "umap":
+            notes.append(f"{UMAP_NOTE}.")
         try:
             families = self.families()
         except ConvCircuitsError as error:
@@ -310,9 +339,10 @@ class Atlas:
             {
                 "layer": self.layer,
                 "asked": self.asked,
+                "method": method,
                 "units": [
                     rows[unit] | {"place": place, "family": label.get(unit, -1), "alike": self.alike(unit, alike)}
-                    for unit, place in zip(self.units, self.placed().tolist(), strict=True)
+                    for unit, place in zip(self.units, self.placed(method, seed=seed).tolist(), strict=True)
                 ],
                 "families": [{"units": family.units, "overlap": family.overlap} for family in families],
                 "hubs": [hub | {"users": self.users_of(hub["layer"], hub["filter"], hub["channel"])} for hub in listed],
@@ -396,6 +426,18 @@ class Atlas:
 
     def _any(self, table: Tensor, layer: str) -> int:
         return int((self._summed(table, layer) > 0).sum())
+
+
+def _scaled(squared: Tensor) -> Tensor:
+    """Return the two principal axes of squared distances (n, n), by classical scaling: (n, 2)."""
+    center = torch.eye(len(squared), dtype=torch.float64) - 1 / max(1, len(squared))
+    values, vectors = torch.linalg.eigh(-center @ squared @ center / 2)
+    axes = vectors[:, -2:].flip(1) * values[-2:].flip(0).clamp_min(0).sqrt()
+    if axes.shape[1] < 2:
+        return torch.zeros(len(squared), 2, dtype=torch.float64)
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    places: Tensor = axes * torch.where(largest < 0, -1.0, 1.0)
+    return places
 
 
 def _mean_of_pairs(overlap: Tensor, places: Sequence[int]) -> float:

@@ -87,15 +87,24 @@ def atlas(
     size: options.SizeOption = None,
     held_out: options.HeldOutOption = None,
     seed: options.SeedOption = None,
+    method: Annotated[
+        options.Placing,
+        typer.Option(
+            help="How the map places units: by principal axes, or UMAP (extra umap), which keeps neighbors but not "
+            "distances.",
+        ),
+    ] = "pca",
     batch_size: options.BatchOption = 16,
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
     """Find circuits of all units of layers, and what they share. If it is stopped, run the same again: it goes on."""
     from convcircuits.cli.preparing import say_photographs, set_up
+    from convcircuits.placing import check_placing
     from convcircuits.recipes import criterion_options
 
     check_folder(out)
+    check_placing(method)
     for layer in layers:
         if ":" in layer:
             raise cc.ConvCircuitsError(f"{layer!r} names a unit; give a layer alone, or run convcircuits find.")
@@ -130,7 +139,7 @@ def atlas(
         if not printed and not as_json:
             say_photographs(setup)
         printed.append({"folder": str(folder), "layer": found.layer, "circuits": len(found), "units": found.rows()})
-        files = _write(found, folder, setup)
+        files = _write(found, folder, setup, method, recipe.seed)
         if not as_json:
             say(found.summary())
             say_written(folder, files)
@@ -195,7 +204,7 @@ def _found(setup: "Setup", recipe: Recipe, feature: "cc.Feature", folder: Path, 
         )
 
 
-def _write(found: "cc.Atlas", folder: Path, setup: "Setup") -> dict[str, str]:
+def _write(found: "cc.Atlas", folder: Path, setup: "Setup", method: options.Placing, seed: int) -> dict[str, str]:
     """Write the tables and the page of an atlas. Return the files, with what they hold."""
     from convcircuits.cli.comparing import write_table
     from convcircuits.drawing.atlas_page import atlas_page
@@ -208,7 +217,8 @@ def _write(found: "cc.Atlas", folder: Path, setup: "Setup") -> dict[str, str]:
     if hubs:
         write_table(folder / "hubs.csv", hubs)
         files["hubs.csv"] = "the kernels that most circuits keep"
-    write_whole(folder / "atlas.html", atlas_page(found.as_dict(), model=setup.loaded.name).encode())
+    page = atlas_page(found.as_dict(method=method, seed=seed), model=setup.loaded.name)
+    write_whole(folder / "atlas.html", page.encode())
     return files | {"atlas.html": "a map of the units, by what their circuits share"}
 
 

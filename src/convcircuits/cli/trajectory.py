@@ -63,7 +63,7 @@ def trajectory(
     from convcircuits.cli.looking import view
     from convcircuits.drawing.trajectory_page import trajectory_page
     from convcircuits.files import write_whole
-    from convcircuits.subfeatures.trajectories import check_placing
+    from convcircuits.placing import check_placing
 
     check_folder(out)
     check_charts_installed()

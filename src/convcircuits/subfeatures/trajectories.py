@@ -1,9 +1,8 @@
 """Place the images of a feature, layer by layer, by how the network computes it on them."""
 
 import math
-import warnings
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from convcircuits.circuits.scoring import MEMORY
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.network.batches import Images, Progress, begin, check_progress
+from convcircuits.placing import UMAP_FEWEST, UMAP_NOTE, Placing, by_umap, check_placing
 from convcircuits.subfeatures.grouping import Coordinates, Points
 from convcircuits.subfeatures.saliencies import DRIVEN, image_saliencies
 from convcircuits.values.circuit import Circuit
@@ -19,16 +19,12 @@ from convcircuits.values.feature import Feature
 from convcircuits.values.split import Split
 from convcircuits.values.trajectory import Trajectory
 
-Placing = Literal["pca", "umap"]
-
 FEWEST = 3
 """The fewest images that can be placed: two always lie on a line, at the same distance."""
 
 NEIGHBORS = 10
 """Number of nearest neighbors that are compared, if there are more than twice as many images."""
 
-_UMAP_FEWEST = 10  # below, UMAP has no neighborhoods to keep
-_UMAP_NEIGHBORS = 15  # as umap-learn has by default
 _ROWS = 512  # images whose distances to all others are in memory at a time
 _TIE = 1e-9  # difference of squared distances that count as equal, relative to the mean from the center
 _FLAT = 1e-9  # variance, of at most 1, up to which all images are at the same place
@@ -96,7 +92,7 @@ def trajectory(
     )
     names, labels = _labels(groups, len(saliencies))
     active = saliencies.driven
-    count, fewest = int(active.sum()), _UMAP_FEWEST if method == "umap" else FEWEST
+    count, fewest = int(active.sum()), UMAP_FEWEST if method == "umap" else FEWEST
     if count < fewest:
         raise ConvCircuitsError(
             f"{feature} is above 0, and at least {DRIVEN:.0%} of its highest response, on {count} of {len(active)} "
@@ -116,7 +112,7 @@ def trajectory(
             kept.append(math.nan)
         else:
             first = np.pad(every[:, :2], ((0, 0), (0, max(0, 2 - every.shape[1]))))
-            raw.append(first if method == "pca" else _by_umap(every, first, seed))
+            raw.append(first if method == "pca" else by_umap(every, first, seed))
             explained.append(float((first**2).sum()) / count / variance if method == "pca" else math.nan)
             kept.append(common_neighbors(raw[-1], every, near))
         silent = int((part == 0).all(1).sum())
@@ -142,20 +138,6 @@ def trajectory(
         notes=(*saliencies.notes(feature), *_notes(method, explained, count), *notes),
         provenance={**saliencies.provenance, "method": method, "neighbors": near},
     )
-
-
-def check_placing(method: str) -> None:
-    """Check that images can be placed by a method, before any work is done.
-
-    Raises:
-        ConvCircuitsError: If there is no such method, or what it needs is not installed.
-    """
-    if method not in get_args(Placing):
-        raise ConvCircuitsError(
-            f"{option('method')} must be one of {', '.join(map(repr, get_args(Placing)))}; got {method!r}."
-        )
-    if method == "umap":
-        _umap()
 
 
 def in_line(maps: Sequence[Points], response: Points) -> list[Points]:
@@ -263,33 +245,6 @@ def _labels(groups: Split | Sequence[Hashable] | None, count: int) -> tuple[tupl
     return tuple(names), torch.tensor([numbers[text] for text in texts])
 
 
-def _umap() -> Any:
-    """Import umap-learn.
-
-    Raises:
-        ConvCircuitsError: If it is not installed.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a part of it needs TensorFlow
-            import umap
-    except ImportError as error:
-        raise ConvCircuitsError("UMAP needs umap-learn: pip install 'convcircuits[umap]'.") from error
-    return umap
-
-
-def _by_umap(points: Points, first: Points, seed: int) -> Points:
-    """Return UMAP's map, which begins at the principal components."""
-    placing = _umap().UMAP(
-        n_neighbors=min(_UMAP_NEIGHBORS, len(points) - 1),
-        init=10 * first / np.abs(first).max(),  # as large as UMAP's own beginnings
-        random_state=seed,
-        n_jobs=1,  # as a seed requires
-    )
-    found: Points = np.asarray(placing.fit_transform(points), dtype=np.float64)
-    return found
-
-
 def _notes(method: str, explained: Sequence[float], count: int) -> list[str]:
     """Return what there is to say of all layers together."""
     notes = []
@@ -302,8 +257,5 @@ def _notes(method: str, explained: Sequence[float], count: int) -> list[str]:
             "that lie together there may be computed differently."
         )
     if method == "umap":
-        notes.append(
-            "UMAP keeps neighbors, not distances: how wide a group or a gap is means nothing, and there is no share "
-            "of variance."
-        )
+        notes.append(f"{UMAP_NOTE}, and there is no share of variance.")
     return notes

@@ -17,6 +17,7 @@ const MEASURES = {
   r2_random: "R² of a random circuit",
   r2_average_map: "R² of the average map",
 };
+const PLACINGS = { pca: "the two principal axes", umap: "a UMAP" };
 // A family of nearly all units tells nothing by its color.
 const divided = data.families.length > 1 && data.families[0].units.length < 0.8 * units.length;
 const state = { colors: divided ? "family" : "r2_interior", hovered: -1, chosen: -1, kernel: -1 };
@@ -178,8 +179,9 @@ function described(row) {
   ];
 }
 
-/** Where a unit leads: in the explorer to pages, in a file to its circuit's file. */
+/** Where a unit leads: in the explorer to pages, in a file to its circuit's file if that is beside it. */
 function leads({ file, pages }) {
+  if (!pages && !file) return [];
   if (!pages)
     return [
       make("p", {}, make("a", { href: file.split("/").map(encodeURIComponent).join("/") }, "The circuit's file")),
@@ -201,7 +203,8 @@ function overview() {
       "p",
       { class: "soft" },
       `Circuits by ${plain(asked.criterion)}, ${plain(size)}, found on ${asked.images.count} images and measured on ${asked.held_out.count} others. ` +
-        "Overlap is the share of kernels in both circuits among those in either, corrected for chance: 0 is that of random circuits with as many kernels in each layer, 1 that of equal ones.",
+        "Overlap is the share of kernels in both circuits among those in either, corrected for chance: 0 is that of random circuits with as many kernels in each layer, 1 that of equal ones. " +
+        `Units are placed by ${PLACINGS[data.method]} of the overlaps.`,
     ),
     ...data.notes.map((note) => make("p", { class: "soft" }, plain(note))),
     ...(problems.length
