@@ -64,6 +64,7 @@ def agree(circuit, gain, offset, rtol=1e-8, atol=1e-9):
     [
         pytest.param(*case.values, method, ridge, id=f"{case.id}-{method}-{ridge}")
         for method, ridge in itertools.product(FITTED, [0.0, 0.01])
+        if (method, ridge) != ("mean", 0.0)  # it fits no gains, which ridge would pull
         for case in (FEATURES if (method, ridge) == ("kernels", 0.01) else LAST)
     ],
 )
@@ -299,7 +300,7 @@ def thinned(circuit):
 # ---------------------------------------- laws
 
 
-@pytest.mark.parametrize(("method", "ridge"), [("kernels", 0.0), ("kernels", 0.01), ("filters", 0.01), ("mean", 0.0)])
+@pytest.mark.parametrize(("method", "ridge"), [("kernels", 0.0), ("kernels", 0.01), ("filters", 0.01), ("mean", 0.01)])
 @pytest.mark.parametrize("name", NETS)
 def test_the_full_circuit_stays_as_it_is(name, method, ridge):
     case, model, circuit = NETS[name], built(name), last(name, 1.0)
@@ -333,7 +334,7 @@ def errors(case, model, circuit, images, only=None):
 
 
 @pytest.mark.parametrize(
-    ("method", "ridge"), [("kernels", 0.0), ("kernels", 0.01), ("kernels", 3.0), ("filters", 0.01), ("mean", 0.0)]
+    ("method", "ridge"), [("kernels", 0.0), ("kernels", 0.01), ("kernels", 3.0), ("filters", 0.01), ("mean", 0.01)]
 )
 @pytest.mark.parametrize("name", NETS)
 def test_refitting_never_raises_the_error_of_a_filter_given_its_inputs(name, method, ridge):
