@@ -129,7 +129,7 @@ _TABLE = (
     Architecture("timm:repvgg_a0", (("stages.2", 5),)),
     Architecture("timm:darknet53", (("stages.2", 5),)),
     Architecture("timm:cspresnet50", (("stages.1", 5),)),
-    Architecture("timm:cspdarknet53", (("stages.2", 5),)),
+    Architecture("timm:cspdarknet53", (("stages.2", 5),), dtype=torch.float64),
     Architecture("timm:res2net50_26w_4s", (("layer2.1.convs.1", 5),)),
     Architecture("timm:selecsls42", (("features.3.conv6.0", 5),)),
     Architecture("timm:nf_resnet26", (("stages.1", 5), ("head.fc", 1))),

@@ -106,7 +106,7 @@ def test_a_circuit_that_is_treated_as_it_was_comes_out_the_same(criterion, optio
 @pytest.mark.parametrize("method", ["kernels", "filters", "mean"])
 def test_a_control_is_refitted_as_the_circuit_was(method):
     model, images = CASE.build(), CASE.images(5)
-    options = {"method": method, "positions": 20, "seed": 4} | ({} if method == "mean" else {"ridge": 0.3})
+    options = {"method": method, "ridge": 0.3, "positions": 20, "seed": 4}
     circuit = cc.refit(model, found(model), images, **options)
     control = treated_alike(subject_of(model), random_like(subject_of(model), circuit), circuit, batches_of(images))
     bare = replace(control, gain=type(control.gain)(), offset=type(control.offset)())

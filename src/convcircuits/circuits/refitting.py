@@ -86,10 +86,10 @@ def refit(
         images: The images to fit on, as for ``score``; never those that the circuit is to be measured on.
         method: What is fitted: ``"kernels"``, a gain for each kernel and an offset for each filter; ``"filters"``, one
             gain and offset for each filter; ``"mean"``, an offset alone; ``"none"`` removes the calibration.
-        ridge: The pull of the gains, relative to the spread of each kernel's map; 0 for none. Only for methods that
-            fit gains.
+        ridge: The pull of the gains, relative to the spread of each kernel's map; 0 for none. Methods that
+            fit no gains take no notice of it.
         toward: The gain toward which they are pulled, 1 or 0. Toward 0, kernels of a filter that cancel each other
-            fade; toward 1 they stay. Only for methods that fit gains.
+            fade; toward 1 they stay. Methods that fit no gains take no notice of it.
         positions: Number of positions over all images on which a layer is fitted, the same in every image, drawn at
             random; at least one an image. None for all.
         weights: A number from 0 for each image, in their order, that its squared error is multiplied by; only their
@@ -121,10 +121,6 @@ def refit(
             "method 'none' fits nothing, so it takes no weights; omit them or choose another method."
         )
     ridge, toward, positions = check_fit(ridge, toward, positions)
-    if method in ("mean", "none") and (ridge, toward) != (RIDGE, 1.0):
-        raise ConvCircuitsError(f"method {method!r} fits no gains, so it takes no ridge and no toward; omit them.")
-    if method == "none" and positions != POSITIONS:
-        raise ConvCircuitsError("method 'none' fits nothing, so it takes no positions; omit them.")
     memory = whole_number("memory, in bytes,", memory, 1)
     seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
     network = Network(model)
