@@ -97,7 +97,8 @@ export function collapse(store: Store, collapsed: Span[], message: string): void
   store.change({ collapsed, isolate: null }, message);
 }
 
-/** Opens a range of columns: one of several blocks into these, and a block, which may be one of such, into its columns. */
+/** Opens a range of columns: one of several blocks into these, and a block, which may be one of such, into its
+ *  columns. */
 export function open(store: Store, span: Span): void {
   const { collapsed } = store.view.value;
   const around = spanAt(collapsed, span.first) ?? span;

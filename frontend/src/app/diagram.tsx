@@ -227,7 +227,8 @@ export function Diagram({ store }: { store: Store }) {
           node.label.lines.join(" "),
           node.group !== null
             ? node.span
-              ? `${node.group}, collapsed: ${insideText(graph, store.flow.value, node.nodes)}; Enter opens its ${opensTo(graph, node.span)}`
+              ? `${node.group}, collapsed: ${insideText(graph, store.flow.value, node.nodes)}; ` +
+                `Enter opens its ${opensTo(graph, node.span)}`
               : `group ${plain(node.group)}, ${node.nodes.length} filters`
             : spokenNode(
                 graph,

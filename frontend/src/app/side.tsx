@@ -111,8 +111,8 @@ function scrollerOf(element: Element): Element {
   return document.documentElement;
 }
 
-/** What drives the node that is drawn as the target: parts of images. Of two compared circuits with groups of their own,
- *  on the images of each. */
+/** What drives the node that is drawn as the target: parts of images. Of two compared circuits with groups of their
+ *  own, on the images of each. */
 function Crops({ store }: { store: Store }) {
   const { graph } = store;
   const { variant, compare } = store.view.value;

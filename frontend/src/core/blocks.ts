@@ -75,8 +75,8 @@ export function spansOf(graph: Graph, { collapsed }: Pick<View, "collapsed">, ro
   return collapsed.filter(({ last }) => last < graph.column[root]!);
 }
 
-/** What a range is called: its block, the stage that its blocks are all of, its first and last blocks, or else its first
- *  and last columns. */
+/** What a range is called: its block, the stage that its blocks are all of, its first and last blocks, or else its
+ *  first and last columns. */
 export function spanName(graph: Graph, span: Span): string {
   const inside = blocksIn(graph, span);
   const [from, to] = [inside[0], inside.at(-1)];

@@ -326,7 +326,8 @@ function isolatedNote(graph: Graph, scene: Scene, unit: number, share: number): 
   return `Lit: the paths that carry ${percent(share)} of the drawn flow through ${through}.`;
 }
 
-/** "Lit: the main paths, 18 of the 73 filters drawn, 2 % of the score." Blocks that are drawn as one are counted apart. */
+/** "Lit: the main paths, 18 of the 73 filters drawn, 2 % of the score." Blocks that are drawn as one are counted
+ *  apart. */
 export function mainNote({ main, nodes, edges, parts }: Scene): string {
   const kept = new Uint8Array(parts.edges.length);
   for (const [i, { bundle }] of edges.entries()) kept[bundle] = main.edges[i]!;
@@ -335,7 +336,8 @@ export function mainNote({ main, nodes, edges, parts }: Scene): string {
   const blocks = nodes.filter(({ span }) => span).length;
   const beside = blocks ? ` and ${count(lit[1]!)} of ${plural(blocks, "block")}` : "";
   const share = percent(carried(parts, kept)[parts.root] ?? 0);
-  return `Lit: the main paths, ${count(lit[0]!)} of ${plural(nodes.length - blocks, "filter")} drawn${beside}, ${share} of the score.`;
+  const filters = `${count(lit[0]!)} of ${plural(nodes.length - blocks, "filter")} drawn`;
+  return `Lit: the main paths, ${filters}${beside}, ${share} of the score.`;
 }
 
 /** What of a scene some units and bundles are. */

@@ -185,7 +185,8 @@ export function fits(graph: Graph, flow: Flow, view: View): boolean {
   );
 }
 
-/** "3 layers, 34 filters, 120 kernels": what some nodes of a range of columns have of the circuit; "passed by" if nothing. */
+/** "3 layers, 34 filters, 120 kernels": what some nodes of a range of columns have of the circuit; "passed by" if
+ *  nothing. */
 export function insideText(graph: Graph, flow: { alive: Uint8Array }, nodes: number[]): string {
   const edges = nodes.flatMap((node) => [...of(graph.incoming, node), ...of(graph.inner, node)]);
   const alive = edges.filter((edge) => flow.alive[edge]);
