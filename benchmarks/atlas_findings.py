@@ -316,6 +316,8 @@ def of_layers(both: cc.Atlas, units: int) -> tuple[Figures, list[dict[str, Any]]
     for layer in (None, *both.layers):
         crossed = both.overlap(layer)[:units, units:]
         same = crossed.diagonal()
+        if same.isnan().all():
+            continue  # no overlap is defined where circuits keep all of the kernels, or none
         others = crossed.clone().fill_diagonal_(math.nan).nanmean(1)
         named = (crossed.nan_to_num(-9).argmax(1) == torch.arange(units)).double()
         own, other = draws.of_units(same), draws.of_units(others)

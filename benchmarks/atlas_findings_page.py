@@ -198,7 +198,8 @@ def page(cases: Sequence[Case], records: Mapping[str, Mapping[str, Any]]) -> str
         "## All figures\n\n"
         "Correlations are rank correlations. Intervals are 95 %, over units drawn again (for pairs, both units are);\n"
         f"those of random orders are where 95 % of {about['shuffles']} orders lie. Overlap is IoU, corrected for\n"
-        "chance; the units' own layer takes no part. Correlations of maps, and cosines, are without their sign unless\n"
+        "chance; the units' own layer takes no part, nor do layers that all circuits keep whole.\n"
+        "Correlations of maps, and cosines, are without their sign unless\n"
         "said otherwise; maps are compared on "
         f"{about['photographs']} held-out photographs, where no padding reaches.",
     ]
