@@ -14,7 +14,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from convcircuits.drawing.atlas_page import atlas_page
 from convcircuits.files import write_whole
 
 FINDINGS = Path(__file__).with_name("atlas_findings.md")
@@ -290,7 +289,7 @@ def _draw(row: Any, case: Case, found: Mapping[str, Any]) -> None:
 
 
 def write(every: Sequence[Case], folder: Path, out: Path | None) -> None:
-    """Print the page, or write it with its chart and the maps of units beside it."""
+    """Print the page, or write it with its chart beside it. The documentation adds the maps of units."""
     files = {case.key: folder / f"{case.name}.json" for case in every}
     records = {key: json.loads(file.read_text()) for key, file in files.items() if file.exists()}
     cases = [case for case in every if case.key in records]
@@ -300,6 +299,3 @@ def write(every: Sequence[Case], folder: Path, out: Path | None) -> None:
         return
     chart(cases, records, out.with_suffix(".webp"))
     write_whole(out, text.encode())
-    for case in cases:
-        content = atlas_page(records[case.key]["page"], model=case.net)
-        write_whole(out.with_name(f"{out.stem}-{case.key}.html"), content.encode())

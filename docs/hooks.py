@@ -3,6 +3,7 @@
 A line ``<!-- run: examples/NAME.py -->`` in a page is replaced by the script's cells and their output.
 """
 
+import json
 import posixpath
 import re
 import sys
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "src")]
 
 import percent  # noqa: E402
+from convcircuits.drawing.atlas_page import atlas_page  # noqa: E402
 
 _RUN = re.compile(r"^<!-- run: (\S+) -->$", re.MULTILINE)
 _ELSEWHERE = {  # where it lies in the repository, from where it is on the site
@@ -31,9 +33,13 @@ _outputs: dict[str, str] = {}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add pages from outside this folder."""
+    """Add pages from outside this folder, and the maps of the atlases that were measured."""
     for uri, path in _ELSEWHERE.items():
         files.append(File.generated(config, uri, content=(ROOT / path).read_text(encoding="utf-8")))
+    for path in sorted((ROOT / "benchmarks" / "records" / "atlas").glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        content = atlas_page(found["page"], model=path.stem.partition("-")[0])
+        files.append(File.generated(config, f"benchmarks/atlas-{found['case']}.html", content=content))
     return files
 
 

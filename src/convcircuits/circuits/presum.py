@@ -22,9 +22,8 @@ Reads = list[tuple[Float[Tensor, "g i k p"], Float[Tensor, "g o p"]]]
 """For each call of a layer on one image: what the kernels read, (g, i, k, p), and the filters' gradients, (g, o, p)."""
 
 _QUAD = 4  # filters that the loop computes at once
-_BLOCKS = (
-    8  # of positions that fit the working memory, so that one of them and what it is multiplied by stay in a cache
-)
+# Blocks of positions that fit the working memory, so that one of them and what it is multiplied by stay in a cache.
+_BLOCKS = 8
 
 
 def absolute_sums(
