@@ -316,8 +316,8 @@ def _report(
         )
     if {"without_circuit", "without_random"} <= figure.keys():
         notes.append(
-            f"The full model without the circuit's elements has R2 {figure['without_circuit']:z.2f}, and without as "
-            f"many others {figure['without_random']:z.2f}."
+            f"The full model without the circuit's elements has R2 {figure['without_circuit']:z.2f} on {where}, and "
+            f"without as many others {figure['without_random']:z.2f}."
         )
     return Controls(
         feature=str(circuit.feature),
