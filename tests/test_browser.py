@@ -794,6 +794,15 @@ def test_a_view_is_saved_to_a_file_and_opened_again(show, tmp_path):
     expect(page.locator("svg[data-isolated]")).to_have_count(0)
 
 
+def test_back_undoes_the_last_click_however_soon(show):
+    page = show(DOCUMENTS["wide"]())
+    page.locator("[data-paths=all]").click()
+    fragment_of(page, "paths=all")
+    page.locator("[data-paths=main]").evaluate("button => (button.click(), history.back())")
+    expect(page.locator("[data-paths=all]")).to_have_attribute("aria-pressed", "true")
+    fragment_of(page, "paths=all")
+
+
 def test_a_block_is_drawn_as_one_column_and_opened_again(show):
     document = plain(widths=(3, 4, 5, 4, 1), seed=2)
     names = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2"]

@@ -157,6 +157,7 @@ export function createStore(source: Source): Store {
       store.whole.value = null;
       store.notice.value = "";
       if (message !== undefined) store.say(message);
+      if (how !== "drag") flush(); // Back undoes it from now on
     },
     say(message) {
       store.message.value = message;
@@ -185,7 +186,7 @@ export function createStore(source: Source): Store {
   };
   drawIsolated();
 
-  // What was changed but not yet written, and whether by more than a drag.
+  // What was changed but not yet written, as drags are for a while, and whether by more than a drag.
   let [timer, step, written] = [0, false, view.value];
   const write = () => {
     clearTimeout(timer);
