@@ -477,6 +477,7 @@ def test_a_file_that_the_command_wrote_appears_when_the_window_is_looked_at(open
 
 def test_two_tabs_do_not_overwrite_each_others_notes(open_page):
     page = open_page()
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
     page.goto(page.url + "u/0/1")
     other = page.context.new_page()
     other.goto(page.url)

@@ -115,8 +115,8 @@ export function annotate(store: Store, node: number, part: { label: string } | {
   const { notes } = store.view.value;
   const own = { node, label: "", note: "", ...notes.find((each) => each.node === node), ...part };
   const others = notes.filter((each) => each.node !== node);
+  store.source.note?.(own); // first: the change writes all notes into the address, where a host may have them already
   store.change({ notes: own.label || own.note ? [...others, own] : others });
-  store.source.note?.(own);
   store.say(`${store.name(node)}: ${"label" in part ? "label" : "note"} written`);
 }
 
