@@ -81,7 +81,7 @@ _SEGMENTATION = {"weights_backbone": None}
 _ATTENTION = "attention|mixes maps with|windows or tokens split along the batch"
 
 _TABLE = (
-    Architecture("torchvision:alexnet", (("features.8", 3), ("classifier.6", 7)), blocks={"classifier.1": 256}),
+    Architecture("torchvision:alexnet", (("features.8", 3), ("classifier.4", 7)), blocks={"classifier.1": 256}),
     Architecture("torchvision:vgg11", (("features.8", 3),), side=32),
     Architecture("torchvision:vgg11_bn", (("features.12", 4),), side=32),
     Architecture("torchvision:resnet18", (("layer3", 7), ("fc", 207)), dtype=torch.float64),

@@ -110,6 +110,8 @@ def test_the_quick_benchmark_runs_and_goes_on_where_it_stood(tmp_path):
     assert not set(record["train"]) & set(record["test"])
     row = next(line for line in text.splitlines() if f":{record['unit']['unit']} | progressive" in line)
     assert f"**{page._figure(record['controls']['circuit']['r2_interior'])}**" in row
+    controls = {one["name"]: page._figure(one["r2_interior"]) for one in record["controls"]["controls"]}
+    assert row.endswith(f" {controls['without_circuit']} / {controls['without_random']} |")
     inside = curve_of_last(record)
     assert inside == pytest.approx(record["controls"]["circuit"]["r2_interior"], abs=1e-5)
 

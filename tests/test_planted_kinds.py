@@ -1,6 +1,7 @@
 """Stitched, compiled and polysemantic networks: their truths are the truth, and each is what it is said to be."""
 
 import copy
+import functools
 import itertools
 from functools import partial
 
@@ -33,6 +34,16 @@ MECHANISMS = pytest.mark.parametrize("mechanisms", [1, 2, 3])
 LEAKY = {"plain": plant} | {kind: NETS[kind] for kind in ("stitched", "compiled in groups", "polysemantic of three")}
 
 
+@functools.cache
+def _built(kind, seed):
+    return NETS[kind](seed, dtype=DOUBLE)
+
+
+def made(kind, seed):
+    """A network, as a copy that a test may change: building one takes a second."""
+    return copy.deepcopy(_built(kind, seed))
+
+
 def maps(net, images):
     return cc.activations(net.model, net.feature, images)
 
@@ -47,7 +58,7 @@ def random_images(count=2):
 @EACH
 @SEEDS
 def test_the_truth_computes_the_feature_of_any_images_exactly(kind, seed):
-    net = NETS[kind](seed, dtype=DOUBLE)
+    net = made(kind, seed)
     for images in (net.images(6, seed=1000), random_images()):
         full = maps(net, images)
         torch.testing.assert_close(planted_map(net, net.truth, images), full, rtol=0, atol=1e-10 * float(full.std()))
@@ -58,7 +69,7 @@ def test_the_truth_computes_the_feature_of_any_images_exactly(kind, seed):
 @EACH
 @pytest.mark.oracle
 def test_every_kernel_of_the_smallest_truths_matters(kind):
-    net = NETS[kind](1, dtype=DOUBLE)
+    net = made(kind, 1)
     images = net.images(12, seed=1000)
     masks = net.truths[-1]
 
@@ -78,7 +89,7 @@ def test_every_kernel_of_the_smallest_truths_matters(kind):
 def test_without_constants_the_truth_needs_no_offset(kind):
     net = NETS[kind](0, constants=0, dtype=DOUBLE)
     assert not any(offset.any() for offset in net.offset.values())
-    with_constants = NETS[kind](0, dtype=DOUBLE)
+    with_constants = made(kind, 0)
     assert any(offset.any() for offset in with_constants.offset.values())
     for layer, offset in with_constants.offset.items():
         assert not offset[~with_constants.truth[layer].any(1)].any()
@@ -98,7 +109,7 @@ def test_distractors_are_as_large_and_as_active(kind):
 
 @EACH
 def test_rescaling_channels_changes_neither_function_nor_truth(kind):
-    net = NETS[kind](3, dtype=DOUBLE)
+    net = made(kind, 3)
     images = net.images(6, seed=1000)
     full, model = maps(net, images), net.model
     dice = torch.Generator().manual_seed(7)
@@ -257,7 +268,7 @@ def shapes_found(red):
 
 @pytest.mark.parametrize("kind", [kind for kind in NETS if "compiled" in kind])
 def test_the_compiled_unit_finds_squares_and_crosses_count_against_them(kind):
-    net = NETS[kind](0, dtype=DOUBLE)
+    net = made(kind, 0)
     images = net.images(8, seed=5)
     map_, wanted = maps(net, images).round(decimals=9), shapes_found(images[:, 0])
     assert torch.equal(map_ == 4, wanted == 4)
