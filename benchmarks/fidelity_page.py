@@ -297,19 +297,24 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
                 ),
                 f"{_figure(report['margin'])} ({_figure(report['noise'])})",
                 report["verdict"],
+                " / ".join(
+                    _figure(controls[name]["r2_interior"]) if name in controls else "-"
+                    for name in ("without_circuit", "without_random")
+                ),
             ]
         )
     if not rows:
         return ""
     heads = "unit,run,kernels,constants,inside,all,rectified,relabelled,redrawn,random,refitted,average map"
-    heads += ",margin (noise),verdict"
+    heads += ",margin (noise),verdict,removed"
     return (
         "## Drawable circuits: 12 filters a layer, 6 kernels a filter\n\nWith controls of equal size, fitted and "
         "trained alike on the same photographs; best of three draws, inside. *Relabelled*: the\ncircuit's graph on "
         "other filters. *Redrawn*: the same graph of shuffled weights, aiming at the feature's map. *Random*:\nother "
         "kernels, as many in each layer. *Refitted*: the circuit's own kernels, fitted again in the same way.\n"
         "*Margin*: of the circuit, or of the refitted one if that is lower, over the best of relabelled, redrawn, "
-        "random and average map.\n\n" + _table(heads.split(","), rows)
+        "random and average map. *Removed*: the full\nmodel without the circuit's kernels / without as many random ones, "
+        "which nothing makes up for.\n\n" + _table(heads.split(","), rows)
     )
 
 
