@@ -313,8 +313,8 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
         "other filters. *Redrawn*: the same graph of shuffled weights, aiming at the feature's map. *Random*:\nother "
         "kernels, as many in each layer. *Refitted*: the circuit's own kernels, fitted again in the same way.\n"
         "*Margin*: of the circuit, or of the refitted one if that is lower, over the best of relabelled, redrawn, "
-        "random and average map. *Removed*: the full\n"
-        "model without the circuit's kernels / without as many random ones, which nothing makes up for.\n\n" + _table(heads.split(","), rows)
+        "random and average map. *Removed*: the full\nmodel without the circuit's kernels / without as many random "
+        "ones, which nothing makes up for.\n\n" + _table(heads.split(","), rows)
     )
 
 
