@@ -206,7 +206,7 @@ class Sweep:
             if constant or expected.shape != got.shape:
                 return None
             error, allowed = agreement(self.subject, masks, crops, expected, got)
-        except ConvCircuitsError:
+        except Exception:  # the model's own code may refuse this size with any error; the images decide
             return None
         return error if error <= allowed else None
 
