@@ -51,6 +51,7 @@ class Net(nn.Module):
 
 FEATURE = cc.Feature("head", 1)
 IMAGES = NETS["plain"].images(4)
+LARGE = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 
 
 def net(between=lambda x: x):
@@ -391,6 +392,82 @@ def test_every_circuit_of_a_sweep_is_checked(monkeypatch, which):
     what = "the full model" if which == 0 else f"circuit {which} of 6"  # random ones stand beside them
     with pytest.raises(cc.ConvCircuitsError, match=f"that measures {what} from Net does not compute"):
         evaluate_all(model, circuits, IMAGES)
+
+
+def sweep_on_large_images(model, monkeypatch):
+    """Measure a nest of circuits on large images, and return their reports and the sizes of all masked runs."""
+    images, real, sizes = LARGE, masking.Subject.maps, []
+    circuits = [cc.prune(cc.score(model, FEATURE, images), density=d) for d in (0.7, 0.8, 0.9)]
+
+    def maps(self, images, masks=None, watch=None):
+        if masks is not None:
+            sizes.append(tuple(images.shape[2:]))
+        return real(self, images, masks, watch)
+
+    checked = extraction.Sweep._checked
+
+    def counted(*given):
+        with monkeypatch.context() as patch:
+            patch.setattr(masking.Subject, "maps", maps)
+            return checked(*given)
+
+    monkeypatch.setattr(extraction.Sweep, "_checked", counted)
+    reports = evaluate_all(model, circuits, images, controls=[None] * 3)
+    kept = [cc.activations(model, FEATURE, images, circuit=circuit) for circuit in circuits]
+    full = cc.activations(model, FEATURE, images)
+    r2 = [float(1 - (one - full).square().sum() / (full - full.mean()).square().sum()) for one in kept]
+    assert [report.r2 for report in reports] == pytest.approx(r2, abs=1e-9)
+    return reports, sizes
+
+
+def test_circuits_are_compared_on_crops_of_large_images_but_for_the_smallest(monkeypatch):
+    reports, sizes = sweep_on_large_images(net(), monkeypatch)
+    assert sorted(sizes) == [(96, 96), (96, 96), (160, 160)]
+    assert all(report.provenance["laws"]["network"] < 1e-12 for report in reports)
+
+
+def other_if_small(x):
+    return x if x.shape[-1] > 100 else 2 * x
+
+
+def only_large(x):
+    if x.shape[-1] < 100:
+        raise ValueError("This image is too small.")
+    return x
+
+
+def constant_if_small(x):
+    return x if x.shape[-1] > 100 else 0 * x
+
+
+@pytest.mark.parametrize("between", [other_if_small, only_large, constant_if_small])
+def test_where_crops_show_nothing_circuits_are_compared_on_the_images(monkeypatch, between):
+    _, sizes = sweep_on_large_images(net(between), monkeypatch)
+    assert sizes.count((160, 160)) == 3
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_a_wrong_circuit_is_found_on_large_images(monkeypatch, which):
+    model, images = net(), LARGE
+    circuits = [cc.prune(cc.score(model, FEATURE, images), density=d) for d in (0.7, 0.8, 0.9)]
+    real = extraction._Written.maps
+    monkeypatch.setattr(
+        extraction._Written,
+        "maps",
+        lambda self, x: [m * (1 + 1e-9 * (n == which)) for n, m in enumerate(real(self, x))],
+    )
+    with pytest.raises(cc.ConvCircuitsError, match="does not compute the same as the circuit's masked run"):
+        evaluate_all(model, circuits, images, controls=[None] * 3)
+
+
+def test_a_sweep_that_runs_its_images_in_turn_measures_the_same(monkeypatch):
+    model = net()
+    circuit = cc.find(model, FEATURE, IMAGES, density=0.8)
+    together = cc.evaluate(model, circuit, IMAGES)
+    monkeypatch.setattr(extraction, "_AT_ONCE", 1)
+    alone = cc.evaluate(model, circuit, IMAGES)
+    assert alone.r2 == pytest.approx(together.r2, abs=1e-12)
+    assert alone.r2_random == pytest.approx(together.r2_random, abs=1e-12)
 
 
 class Chaotic(nn.Module):

@@ -78,6 +78,30 @@ def test_a_feature_that_is_not_finite_is_scored_by_no_criterion(criterion, bad):
         cc.find(model, HEAD, X.float(), criterion=criterion, density=0.5)
 
 
+class Saturated(nn.Module):
+    """A map of 1 with no gradient where what ``last`` reads is Inf: on images of ones, not on those of zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(2, 2, 1)
+        self.first.weight.data[:, 0] = torch.tensor([1.0, 0.5])[:, None, None]
+        self.last.weight.data = torch.tensor([[0.1, 0.2], [0.3, 0.1]])[..., None, None]
+
+        self.out = nn.Hardtanh()
+
+    def forward(self, x):
+        return self.out(self.last((150 * self.first(x)).exp()))
+
+
+@pytest.mark.parametrize("criterion", ["actgrad", "snip", "gauss_newton", "force", "progressive", "learned"])
+def test_an_element_that_reads_what_is_not_finite_is_not_passed_over(criterion):
+    images = torch.cat([torch.zeros(3, 1, 4, 4), torch.ones(1, 1, 4, 4)])
+    feature = cc.Feature("out", 0)
+    cc.find(Saturated(), feature, images[:3] + torch.rand(3, 1, 4, 4) / 200, criterion=criterion, kernels=2)
+    with pytest.raises(cc.ConvCircuitsError, match=r"returned NaN or Inf for (first|last); check the scale"):
+        cc.find(Saturated(), feature, images, criterion=criterion, kernels=2)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
 def test_a_criterion_of_ones_own_may_be_of_any_size_but_finite(value):
     def mine(trace):

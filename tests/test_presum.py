@@ -188,14 +188,6 @@ def test_what_is_not_finite_is_not_hidden(bad, path):
     assert finite[:, :, [0, 2, 3]].all()
 
 
-def test_half_precision_is_summed_in_float32():
-    kernels, images = drawn(SHAPES["3x3"])
-    low = [[(c.bfloat16(), g.bfloat16()) for c, g in calls] for calls in images]
-    sums = presum.absolute_sums(low, [kernels.bfloat16()], 2**20)
-    assert sums.dtype == torch.float32
-    torch.testing.assert_close(sums.double(), slow(images, kernels), rtol=0.05, atol=0.5)
-
-
 def test_the_loop_is_for_float_and_double_where_numba_is_installed(monkeypatch):
     assert [presum.has_loop(torch.zeros(1, dtype=dtype)) for dtype in (torch.float32, torch.float64)] == [True, True]
     assert not presum.has_loop(torch.zeros(1, dtype=torch.bfloat16))

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -162,6 +163,9 @@ def test_what_a_dead_gate_scales_stays_live(gate):
 
 UNTOLD = {
     "control flow": (lambda net, a, b: a if b.mean() > 0 else b, r"depends on the values of a map \(item\)"),
+    "numpy": (lambda net, a, b: a * float(b.detach().numpy().max()), r"depends on the values of a map \(numpy\)"),
+    "an array": (lambda net, a, b: a * float(np.asarray(b.detach()).max()), r"of a map \((__array__|numpy)\)"),
+    "a list": (lambda net, a, b: a if b.flatten().tolist()[0] > 0 else b, r"the values of a map \(tolist\)"),
     "a number": (lambda net, a, b: a * b.max().item(), r"depends on the values of a map \(item\)"),
     "chosen values": (lambda net, a, b: a + a[a > 0].sum(), "depends on the values of a map"),
     "product of maps": (lambda net, a, b: torch.matmul(a, b), "mixes maps with bmm"),

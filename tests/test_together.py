@@ -27,7 +27,7 @@ def together(model, features, images, criterion, *, memory=4 << 20, batch_size=1
     """Each feature's saliencies, layer name -> table."""
     first = Subject.open(model, features[0], images.shape[1:])
     subjects = [first.of(feature) for feature in features]
-    batches = Batches(images, device=torch.device("cpu"), dtype=torch.float64, batch_size=batch_size)
+    batches = Batches(images, device=torch.device("cpu"), dtype=images.dtype, batch_size=batch_size)
     every = first.of(dataclasses.replace(features[0], unit=tuple(feature.unit for feature in features)))
     at_once, count = fitting(every, batches, memory)
     batches, tables = batches.in_batches_of(count), []
@@ -59,6 +59,22 @@ def test_units_scored_at_once_have_the_scores_of_units_alone(name, layer, unit):
     features = [cc.Feature(layer, one) for one in dict.fromkeys((unit, 0))]
     for criterion, options in WAYS:
         assert_equals_score(model, features, images, criterion, compared=1, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("criterion", ["actgrad", "snip", "gauss_newton"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_units_of_a_model_in_half_precision_are_not_summed_in_it(size, criterion, dtype):
+    torch.manual_seed(0)
+    # Two layers without a nonlinearity, of which the last copies: all maps and gradients are exact in half precision.
+    model = nn.Sequential(nn.Conv2d(3, 4, size), nn.Conv2d(4, 2, 1)).to(dtype)
+    model[1].weight.data, model[0].bias.data = torch.eye(4, dtype=dtype)[:2, :, None, None], torch.zeros(4, dtype=dtype)
+    images, features = torch.rand(3, 3, 20, 20).to(dtype), [cc.Feature("1", 0), cc.Feature("1", 1)]
+    options = {} if criterion == "gauss_newton" else {"collapse": "sum"}
+    half = together(model, features, images, criterion, **options)
+    double = together(model.double(), features, images.double(), criterion, **options)
+    for one, other in zip(half, double, strict=True):
+        torch.testing.assert_close(one["0"], other["0"], rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("position", ["max", "center", "interior", (1, 0)])

@@ -33,6 +33,22 @@ def shaped(layer, values):
     return values.reshape(-1, *values.shape[2:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("granularity", ["kernel", "filter", "weight"])
+@pytest.mark.parametrize("criterion", ["actgrad", "snip", "gauss_newton", "magnitude"])
+def test_scores_of_a_model_in_half_precision_are_not_summed_in_it(criterion, granularity, size, dtype):
+    """What the last layer reads and its gradient, ones or signs, are exact in half precision: the rest is sums."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, size, padding=size // 2)).to(dtype)
+    images = torch.rand(5, 3, 40, 40).to(dtype)
+    options = {"criterion": criterion, "granularity": granularity}
+    options |= {"collapse": "sum"} if criterion in ("actgrad", "snip") else {}
+    half = cc.score(model, cc.Feature("0", 1), images, **options).elements
+    double = cc.score(model.double(), cc.Feature("0", 1), images.double(), **options).elements
+    torch.testing.assert_close(half["0"].double(), double["0"], rtol=1e-4, atol=1e-9, equal_nan=True)
+
+
 @pytest.mark.parametrize("memory", [1, 2**30], ids=["chunked", "whole"])
 @pytest.mark.parametrize(("name", "layer", "unit"), LAST)
 def test_products_are_those_of_the_oracle(name, layer, unit, memory):

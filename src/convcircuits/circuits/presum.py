@@ -37,10 +37,10 @@ def absolute_sums(
         memory: Bytes that a chunk of z may take.
 
     Returns:
-        (g, o, i), in the dtype of the kernels, at least float32.
+        (g, o, i), in the dtype of the kernels.
     """
     groups, out, inputs, _ = kernels[0].shape
-    total = kernels[0].new_zeros(groups, inputs, out, dtype=torch.promote_types(kernels[0].dtype, torch.float32))
+    total = kernels[0].new_zeros(groups, inputs, out)
     by_input = [one.transpose(1, 2).contiguous() for one in kernels]
     for reads in images:
         active = torch.stack([(gradient != 0).flatten(0, 1).any(0) for _, gradient in reads]).any(0)
@@ -108,4 +108,4 @@ def _add_products(
             for weights, (columns, gradient) in zip(by_input, reads, strict=True)
         ]
         whole = products[0] if len(products) == 1 else torch.stack(products).sum(0)
-        total[:, some] += torch.linalg.vector_norm(whole, 1, dim=3, dtype=total.dtype)
+        total[:, some] += torch.linalg.vector_norm(whole, 1, dim=3)

@@ -116,13 +116,7 @@ def scores_of(
                 f"{name_of(criterion)} returned scores of shape {tuple(values.shape)} for {layer}; expected "
                 f"{trace.shapes[layer]}, that is {SHAPES[trace.granularity]}."
             )
-    kernels, scale = in_range(in_order(saliency, trace.relevant), dtype)
-    for layer, values in kernels.items():
-        if not bool(values[trace.relevant[layer]].isfinite().all()):
-            raise ConvCircuitsError(
-                f"{name_of(criterion)} returned NaN or Inf for {layer}; check the scale of the model's weights and of "
-                "the images."
-            )
+    kernels, scale = in_range(in_order(saliency, trace.relevant, name_of(criterion)), dtype)
     if not any(bool(values.nan_to_num().any()) for values in kernels.values()):
         raise ConvCircuitsError(
             f"{name_of(criterion)} scored every {trace.granularity} 0, so there is nothing to choose by. This happens "

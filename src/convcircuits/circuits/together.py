@@ -362,7 +362,7 @@ class UnitsLayer:
             return torch.stack([layer.absolute_products() for layer in self.units])
         call, slopes = self.shared
         sizes = call.kernels.abs().transpose(2, 3)  # (g, o, k, i), so that sums over k run along vectors
-        total = slopes.new_zeros(len(slopes), *call.kernels.shape[:3], dtype=_wide(slopes))
+        total = slopes.new_zeros(len(slopes), *call.kernels.shape[:3])
         for image in range(self.images):
             reads = call.columns(slice(image, image + 1))[0].transpose(1, 2)  # (g, k, i, p)
             reads = reads.flatten(1, 2).transpose(1, 2).contiguous()
@@ -400,10 +400,6 @@ class UnitsLayer:
         return torch.stack([layer.per_element(own) for layer, own in zip(units, values, strict=True)])
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
 def _single(call: KernelCall) -> bool:
     """Return whether each kernel is a single weight, so that |z g| = |w| |x| |g|."""
     return call.kernels.shape[3] == 1
@@ -422,8 +418,8 @@ def _contracted(call: KernelCall, slopes: Tensor, image: int, *, absolute: bool)
     gradients = call.by_position(slopes[:, image])  # (U, g, o, p)
     if _single(call):
         reads = call.columns(slice(image, image + 1))[0, :, :, 0]  # (g, i, p)
-        return (gradients @ reads.transpose(1, 2)).to(_wide(slopes)) * call.kernels[..., 0]
-    total = slopes.new_zeros(groups, out, inputs, len(slopes), dtype=_wide(slopes))
+        return (gradients @ reads.transpose(1, 2)) * call.kernels[..., 0]
+    total = slopes.new_zeros(groups, out, inputs, len(slopes))
     for filter in range(out):
         z = call.presum_maps(image, filter)
         if absolute:

@@ -32,7 +32,7 @@ class Layer:
     position. The granularity decides what the elements are: the filter itself, its kernels or its weights. So one
     formula that sums or averages over k serves every granularity. A layer that runs several times has several calls;
     their products are summed before any absolute value. If the calls' kernels differ in size, an element has the
-    weights of all sizes.
+    weights of all sizes. Whatever the model's dtype, all that it holds and returns is at least float32.
 
     Attributes:
         name: The layer's name, as in ``model.named_modules()``.
@@ -82,14 +82,13 @@ class Layer:
         return len(self.calls[0][0].x)
 
     def weight_products(self) -> Iterator[Float[Tensor, "g o e k"]]:
-        """Yield w * dL_n/dw for one image after another, each (g, o, e, k), at least float32."""
+        """Yield w * dL_n/dw for one image after another, each (g, o, e, k)."""
         for gradients in zip(*(call.weight_gradients(gradient) for call, gradient in self.calls), strict=True):
             by_size: dict[int, Tensor] = {}
             for (call, _), gradient in zip(self.calls, gradients, strict=True):
                 size, product = call.kernels.shape[3], gradient * call.kernels
                 by_size[size] = by_size[size] + product if size in by_size else product
-            whole = torch.cat([*by_size.values()], 3)
-            yield by_element(whole.to(torch.promote_types(whole.dtype, torch.float32)), self.granularity)
+            yield by_element(torch.cat([*by_size.values()], 3), self.granularity)
 
     def element_gradients(self) -> Iterator[Float[Tensor, "g o e"]]:
         """Yield dL_n/dm_e for one image after another, with m_e a factor on all weights of an element."""
@@ -102,7 +101,6 @@ class Layer:
         ((call, gradient),) = self.calls
         sizes = (one.abs() for one in call.weight_gradients(gradient))
         total = next(sizes)
-        total = total.to(torch.promote_types(total.dtype, torch.float32))
         for size in sizes:
             total += size
         return by_element(total.mul_(call.kernels.abs()), self.granularity).sum(3)
@@ -138,7 +136,7 @@ class Layer:
                 parts.append(self._absolute_sums_of_calls(calls))
             elif weights.shape[3] == 1:  # |w x g| = |w| |x| |g|, summed as a weight gradient is
                 sizes = replace(call, x=call.x.abs()).weight_gradient(gradient.abs()).flatten(2)
-                parts.append(sizes.to(torch.promote_types(sizes.dtype, torch.float32)) * weights[..., 0].abs())
+                parts.append(sizes * weights[..., 0].abs())
             elif isinstance(call, ConvCall) and has_loop(weights):
                 parts.append(self._absolute_sums_of_conv(call, gradient, weights))
             else:
@@ -305,7 +303,7 @@ class Batch:
         by_layer: dict[str, list[tuple[KernelCall, Tensor]]] = {}
         for (call, _), g in zip(self._calls, gradients, strict=True):
             if g is not None:
-                by_layer.setdefault(call.layer, []).append(in_one_dtype(call, g))
+                by_layer.setdefault(call.layer, []).append((call, g))
         self._trace.cost["backward"] += self.size
         del gradients
         check_reached(self._trace.subject.feature, self._trace.relevant, by_layer)
@@ -323,14 +321,15 @@ class Batch:
 
     def _layer(self, name: str, calls: list[tuple[KernelCall, Tensor]]) -> Layer:
         trace = self._trace
-        return Layer(name, tuple(calls), trace.shapes[name], trace.memory, trace.granularity)
+        wide = tuple(in_one_dtype(call, gradient) for call, gradient in calls)
+        return Layer(name, wide, trace.shapes[name], trace.memory, trace.granularity)
 
     def _needed(self, name: str, calls: list[tuple[KernelCall, Tensor]]) -> Layer:
         """Return a layer with only the filters and channels of its kernels inside a circuit, where that pays."""
         layer, masks = self._layer(name, calls), self._trace.masks
         if masks is None or not masks.effective or self._trace.granularity != "kernel":
             return layer
-        convolutions = [(call, gradient) for call, gradient in calls if isinstance(call, ConvCall)]
+        convolutions = [(call, gradient) for call, gradient in layer.calls if isinstance(call, ConvCall)]
         if len(convolutions) < len(calls):
             return layer
         part = masks.part(convolutions[0][0])
@@ -398,11 +397,14 @@ def power_of_two(maps: Tensor, feature: Feature) -> float:
 
 
 def in_one_dtype(call: KernelCall, gradient: Tensor) -> tuple[KernelCall, Tensor]:
-    """Convert a call and its gradient to their widest dtype, since they differ under autocast."""
-    dtypes = {call.x.dtype, call.weight.dtype, gradient.dtype}
-    if len(dtypes) == 1:
+    """Convert a call and its gradient to their widest dtype, at least float32.
+
+    They differ under autocast. Products and sums of half precision would overflow, or be rounded to a few digits.
+    """
+    dtypes = call.x.dtype, call.weight.dtype, gradient.dtype
+    dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
+    if all(one == dtype for one in dtypes):
         return call, gradient
-    dtype = functools.reduce(torch.promote_types, dtypes)
     return replace(call, x=call.x.to(dtype), weight=call.weight.to(dtype)), gradient.to(dtype)
 
 

@@ -5,12 +5,12 @@ the channels of each circuit to positions in it. So circuits share what they hav
 same kernels to the same tensor is computed once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from convcircuits.compiler.cutting import Cut, of_one_image, read_by
 from convcircuits.compiler.instructions import repeat_for
@@ -23,6 +23,7 @@ from convcircuits.network.graph import Ref
 from convcircuits.network.masking import Masks
 from convcircuits.network.operations import is_batch_norm
 
+_COPY = 200  # multiplications that take as long as copying one value of a map, measured on AlexNet and VGG16
 _WORTH_CUTTING = 0.75  # a copy with fewer channels is written if at most this share of them is used
 
 
@@ -167,12 +168,12 @@ class Emitter:
         if node is not None and len(circuits) > 1 and all(self._can_share(value, n) for n in circuits):
             rows = {n: self._cuts[n].need[value.number].nonzero()[:, 0] for n in circuits}
             tables = {
-                n: torch.cat([rows[n][:, None], self._reads(value, node, n, rows[n]).long()], 1) for n in circuits
+                n: torch.cat([rows[n][:, None].int(), self._reads(value, node, n, rows[n]).int()], 1) for n in circuits
             }
             unique, which = torch.unique(torch.cat(list(tables.values())), dim=0, return_inverse=True)
             different = {identity(table): table for table in tables.values()}.values()
-            alone = sum(len(table) * int(table[:, 1:].any(0).sum()) for table in different)
-            if len(unique) * int(unique[:, 1:].any(0).sum()) < alone:
+            copied = sum(map(len, different))  # each circuit then reads its channels out of a tensor of many
+            if _cost(value, [unique]) + _COPY * copied < _cost(value, different):
                 made = self._shared(value, node, unique)
                 which = torch.split(which, [len(rows[n]) for n in circuits])
                 for n, places in zip(circuits, which, strict=True):
@@ -207,12 +208,13 @@ class Emitter:
         """Write a convolution of all distinct filters, given as rows (filter, which positions it reads...)."""
         call = value.call
         assert isinstance(call, ConvCall)
-        rows, reads = table[:, 0], table[:, 1:].bool()
+        rows, reads = table[:, 0].long(), table[:, 1:].bool()
         columns = reads.any(0).nonzero()[:, 0]
         origin = self._origin(self._input(value), node)[columns]
         kept = reads[:, columns].to(call.weight)[:, :, None, None]
         part = conv(call, call.weight, call.bias, rows, origin)
-        part.layer.weight = nn.Parameter(part.layer.get_parameter("weight").detach() * kept)
+        with torch.no_grad():
+            part.layer.get_parameter("weight").mul_(kept)
         x = self.writer.choose(node, 0, 3, columns)
         made = self.writer.module(value.layer, part.layer, x, filters=rows, channels=origin)
         self.writer.width[made] = len(rows)
@@ -413,6 +415,13 @@ class Emitter:
 
     def _named(self, value: Value, x: Tensor, name: str = "constant") -> fx.Node:
         return self.writer.constant(f"{value.layer.replace('.', '_') or 'model'}_{name}", x)
+
+
+def _cost(value: Value, tables: Iterable[Tensor]) -> int:
+    """Return the multiplications at each position of convolutions of distinct filters, given as for ``_shared``."""
+    assert value.call is not None
+    size = value.call.weight[0, 0].numel()
+    return sum(len(table) * int(table[:, 1:].any(0).sum()) * size for table in tables)
 
 
 def _read(layout: Layout) -> set[int]:

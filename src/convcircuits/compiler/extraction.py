@@ -1,6 +1,7 @@
 """Turn circuits into small networks: one module to keep, or a sweep of several circuits at once."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +24,9 @@ from convcircuits.network.laws import checked
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.values.circuit import Circuit
+
+_AT_ONCE = 1 << 24
+"""Bytes of the largest map of the images that a CPU's thread runs at once: larger ones are slow to allocate."""
 
 
 @outside_autocast
@@ -131,14 +135,12 @@ class Sweep:
             return [self.subject.maps(images), *(self.subject.maps(images, one) for one in self._runs(shape))]
         try:
             with _writing(self.subject):
-                full, *others = written.module(images)
+                maps = written.maps(images)
         except UnextractableError as problem:  # for instance, it depends on the number of images
             self._written[shape], self._reason = None, str(problem)
             return self.maps(images)
-        found = dict(zip(written.alive, others, strict=True))
-        maps = [full, *(found[n] if n in found else torch.zeros_like(full) for n in range(len(self._masks)))]
         if shape not in self._errors:
-            self._errors[shape] = self._checked(images[:IMAGES], [one[:IMAGES] for one in maps])
+            self._errors[shape] = self._checked(written, images[:IMAGES], [one[:IMAGES] for one in maps])
         return maps
 
     def _runs(self, shape: tuple[int, ...]) -> list[Masks]:
@@ -164,22 +166,63 @@ class Sweep:
             return self.subject.effective(self.kept[n], shape)
         return {layer: mask.cpu() for layer, mask in self._runs(shape)[n].kernels.items()}
 
-    def _checked(self, images: Tensor, maps: Sequence[Tensor]) -> list[float]:
+    def _checked(self, written: "_Written", images: Tensor, maps: Sequence[Tensor]) -> list[float]:
         """Compare the full model and every circuit with their masked runs, and return the difference of each.
+
+        The full model and the smallest circuit are compared on the images. The others are compared on crops of them,
+        which cost a fraction, and also on the images where crops do not suffice: where the network or the model does
+        not accept them, where the map of a live circuit is constant on them, and where maps differ, as a model may
+        compute something else at another size.
 
         Raises:
             ConvCircuitsError: If any of them differs by more than rounding.
         """
-        errors = []
         runs = [None, *self._runs(tuple(images.shape[1:]))]
+        live = [n + 1 for n in written.alive]
+        whole = {0, min(live, key=lambda n: sum(int(mask.sum()) for mask in self.kept[n - 1].values()), default=0)}
+        crops = _crops(images)
+        on_crops = None if crops is images else self._maps_on(written, crops)
+        errors = []
         for n, (masks, got) in enumerate(zip(runs, maps, strict=True)):
-            expected, error = self.subject.maps(images, masks), 0.0
-            if bool(expected.isfinite().all() | got.isfinite().all()):  # else the evaluation adds a note
-                error, allowed = agreement(self.subject, masks, images, expected, got)
-                if error > allowed:
-                    raise self._wrong(n, images, error, allowed)
-            errors.append(error)
+            error = None
+            if on_crops is not None and n not in whole:
+                error = self._error_on(crops, masks, on_crops[n], may_be_constant=n not in live)
+            errors.append(self._error(n, masks, images, got) if error is None else error)
         return errors
+
+    def _maps_on(self, written: "_Written", crops: Tensor) -> list[Tensor] | None:
+        """Return the network's maps on crops, or None if it does not run on them."""
+        try:
+            with _writing(self.subject):
+                return written.maps(crops)
+        except ConvCircuitsError:
+            return None
+
+    def _error_on(self, crops: Tensor, masks: Masks | None, got: Tensor, *, may_be_constant: bool) -> float | None:
+        """Return the difference from the masked run on crops, or None if that does not show that both are the same."""
+        try:
+            expected = self.subject.maps(crops, masks)
+            constant = not may_be_constant and bool((expected == expected.flatten()[0]).all())
+            if constant or expected.shape != got.shape:
+                return None
+            error, allowed = agreement(self.subject, masks, crops, expected, got)
+        except Exception:  # the model's own code may refuse this size with any error; the images decide
+            return None
+        return error if error <= allowed else None
+
+    def _error(self, n: int, masks: Masks | None, images: Tensor, got: Tensor) -> float:
+        """Return the difference from the masked run of the full model, n = 0, or of circuit n.
+
+        Raises:
+            ConvCircuitsError: If they differ by more than rounding.
+        """
+        expected = self.subject.maps(images, masks)
+        if not bool(expected.isfinite().all() | got.isfinite().all()):
+            return 0.0  # the evaluation adds a note
+        error, allowed = agreement(self.subject, masks, images, expected, got)
+        if error > allowed:
+            raise self._wrong(n, images, error, allowed)
+        return error
 
     def _wrong(self, n: int, images: Tensor, error: float, allowed: float) -> ConvCircuitsError:
         """Return the error for one circuit, written alone to find where it differs from its masked run."""
@@ -214,15 +257,46 @@ class Sweep:
             fold=True,
             always_tuple=True,
         )
-        return _Written(module, alive)
+        largest = max(math.prod(value.shape) * value.dtype.itemsize for value in layout.values.values())
+        on_cpu = self.subject.network.device.type == "cpu"
+        together = max(1, _AT_ONCE * torch.get_num_threads() // largest) if on_cpu else None
+        return _Written(module, alive, len(cuts), together)
 
 
 @dataclass(frozen=True)
 class _Written:
-    """A sweep's network for one image shape, and the indices of the circuits in it."""
+    """A sweep's network for one image shape.
+
+    Attributes:
+        module: The network.
+        alive: Indices of the circuits in it.
+        count: The number of all circuits.
+        together: The number of images that run at once; None for all.
+    """
 
     module: nn.Module
     alive: list[int]
+    count: int
+    together: int | None
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Return the feature's maps in the full model, then in each circuit, zeros for those that are not alive."""
+        parts = [self.module(some) for some in torch.split(images, self.together or len(images))]
+        full, *others = (torch.cat(some) for some in zip(*parts, strict=True))
+        found = dict(zip(self.alive, others, strict=True))
+        return [full, *(found[n] if n in found else torch.zeros_like(full) for n in range(self.count))]
+
+
+def _crops(images: Tensor) -> Tensor:
+    """Return the centers of images; a size of 160 or more is reduced by a multiple of 64, to 96 or a little more.
+
+    So sizes of maps stay even or odd, as padding may depend on that.
+    """
+    for dim in (2, 3):
+        size = images.shape[dim]
+        less = max(0, (size - 96) // 64 * 64)
+        images = images.narrow(dim, less // 2, size - less) if less else images
+    return images
 
 
 def _masks(subject: Subject, circuit: Circuit, *, effective: bool) -> Masks:

@@ -45,7 +45,7 @@ def part_of(call: KernelCall, weight: Tensor, bias: Tensor | None, rows: Tensor,
 
 def conv(call: ConvCall, weight: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor) -> Part:
     """Build a convolution of some filters and channels, in one group."""
-    small = weight[rows][:, columns]
+    small = weight.index_select(0, rows).index_select(1, columns)
     return Part(_conv(call, small, None if bias is None else bias[rows], groups=1), rows, columns)
 
 
@@ -127,7 +127,8 @@ def _conv(call: ConvCall, weight: Tensor, bias: Tensor | None, groups: int) -> n
 
 
 def _filled(module: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    module.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+    """Return a layer with a weight and a bias, which must be copies of the model's."""
+    module.weight = nn.Parameter(weight.detach().contiguous())
     if bias is not None:
-        module.bias = nn.Parameter(bias.detach().clone())
+        module.bias = nn.Parameter(bias.detach().contiguous())
     return module

@@ -104,8 +104,8 @@ class ConvCall:
         """Return a call of one group with only some of its computed filters and of its channels, int64 indices."""
         return replace(
             self,
-            x=self.x[:, channels],
-            weight=self.weight[filters[:, None], channels],
+            x=self.x.index_select(1, channels),
+            weight=self.weight.index_select(0, filters).index_select(1, channels),
             bias=None if self.bias is None else self.bias[filters],
             rows=filters if self.rows is None else self.rows[filters],
             live=None if self.live is None else self.live[:, channels],

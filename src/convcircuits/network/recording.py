@@ -137,7 +137,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return output
 
     def _composed(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Compute a function; instance norm and circular padding are one node each, not the parts dispatched."""
+        """Compute a function that torch does not dispatch, or not as one operation.
+
+        Instance norm and circular padding are one node each, not their parts.
+        """
+        if func in _UNSEEN and self._recording and any(map(self._is_of_image, tensors_in(args))):
+            raise self.undecided(f"depends on the values of a map ({func.__name__})")
         if func is F.instance_norm:
             op, given = torch.ops.aten.instance_norm.default, _instance_norm(*args, **kwargs)
         elif func is F.pad and "circular" in (*args[2:3], kwargs.get("mode")):
@@ -391,6 +396,7 @@ def _padding(input: Tensor, pad: Sequence[int], mode: str, value: float | None =
     return input, list(pad), mode, value
 
 
+_UNSEEN = (Tensor.numpy, Tensor.__array__, Tensor.tolist)  # hand out values without a dispatched operation
 _SAME = ("alias", "detach", "lift_fresh")  # the same values, as another object
 _SPOKEN = {"_local_scalar_dense": "item"}
 
