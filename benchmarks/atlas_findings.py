@@ -580,7 +580,8 @@ def record(case: Case, source: str, folder: Path) -> dict[str, Any]:
     both = joined(atlas, again)
     crossed = both.overlap()[: len(units), len(units) :]
     same, layers = of_layers(both, len(units))
-    hubs, hub_layers = of_hubs(atlas, material.loaded.model, material.read_sizes())
+    hubs, hub_rows = of_hubs(atlas, material.loaded.model, material.read_sizes())
+    hubs_of = {row["layer"]: row for row in hub_rows}
     figures = of_pairs(atlas, maps, weights, (crossed + crossed.T) / 2) | same | hubs
     figures |= of_families(atlas, both, maps) | of_criteria(atlas, again, others) | of_fidelity(atlas, weights)
     figures |= of_swaps(swaps)
@@ -602,7 +603,7 @@ def record(case: Case, source: str, folder: Path) -> dict[str, Any]:
             "problems": len(atlas.problems),
         },
         "figures": figures,
-        "layers": [one | two for one, two in zip(layers, hub_layers, strict=True)],
+        "layers": [row | hubs_of[row["layer"]] for row in layers],
         "profile": atlas.profile(),
         "swaps": swaps,
         "units": [{name: row[name] for name in ("unit", "r2_interior", "positive")} for row in atlas.rows()],

@@ -210,16 +210,19 @@ def page(cases: Sequence[Case], records: Mapping[str, Mapping[str, Any]]) -> str
         "## Layers\n\n*Same*: overlap of a unit's circuits on two sets of photographs. *Others*: of two units'.\n"
         "*Named*: share of units whose circuit is closest to their own on the other set, by this layer alone.\n"
         "*Weights*, *reach*: rank correlation of a kernel's surplus of users with the size of its weights, and with\n"
-        "that times the size of what its channel carries. *Filter*, *channel*: share of the variance of users that\n"
-        "the kernel's filter and channel explain, and in brackets that of shuffled kernels."
+        "that times the size of what its channel carries; without intervals, since units drawn again are fewer, and\n"
+        "their users less correlated with anything. *Filter*, *channel*: share of the variance of users that the\n"
+        "kernel's filter and channel explain, and in brackets that of shuffled kernels."
     )
     for case in cases:
         rows = []
-        for row, told in zip(records[case.key]["layers"], records[case.key]["profile"], strict=False):
-            cells = [shown(name, row[name]) for name in ("same", "others", "named", "norm", "reach")]
+        density = {row["layer"]: row["density"] for row in records[case.key]["profile"]}  # also of layers left out
+        for row in records[case.key]["layers"]:
+            cells = [shown(name, row[name]) for name in ("same", "others", "named")]
+            cells += [shown(name, row[name][:1]) for name in ("norm", "reach")]
             by = [[shown("", row[f"by_{one}{end}"]) for end in ("", "_mixed")] for one in ("filter", "channel")]
             pairs = [f"{own} ({mixed})" for own, mixed in by]
-            rows.append([f"`{row['layer']}`", f"{100 * told['density']:.0f} %", *cells, *pairs])
+            rows.append([f"`{row['layer']}`", f"{100 * density[row['layer']]:.0f} %", *cells, *pairs])
         heads = ["layer", "density", "same", "others", "named", "weights", "reach", "filter", "channel"]
         parts.append(f"### {case.title}\n\n" + _table(heads, rows))
     return "\n\n".join(part for part in parts if part) + "\n"

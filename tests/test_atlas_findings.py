@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -118,3 +119,16 @@ def test_numbers_of_the_findings_come_from_the_records():
     assert text == ".51 (.40 to .60); .51; 7; −.25; 1.00; {not one}"
     with pytest.raises(KeyError):
         page.filled("{vgg.nothing}", records)
+
+
+def test_the_page_is_that_of_the_records_and_has_each_layers_own_density():
+    files = {case.key: findings.RECORDS / f"{case.name}.json" for case in findings.CASES}
+    records = {key: json.loads(file.read_text(encoding="utf-8")) for key, file in files.items()}
+    text = page.page(findings.CASES, records)
+    assert text == (BENCHMARKS.parent / "docs" / "benchmarks" / "atlas.md").read_text(encoding="utf-8")
+    for case in findings.CASES:
+        density = {row["layer"]: f"{100 * row['density']:.0f} %" for row in records[case.key]["profile"]}
+        table = text.split(f"### {case.title}\n")[-1].split("\n#")[0]
+        rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+        assert [row[0] for row in rows] == [f"`{row['layer']}`" for row in records[case.key]["layers"]]
+        assert [row[1] for row in rows] == [density[row[0].strip("`")] for row in rows]
