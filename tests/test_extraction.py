@@ -53,6 +53,11 @@ def check(case, model, circuit, tolerance=1e-10, **oracle):
     return small
 
 
+def memory_of(model):
+    tensors = (*model.parameters(), *model.buffers())
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
+
+
 # ---------------------------------------- the module is the circuit
 
 
@@ -63,6 +68,7 @@ def test_the_module_is_the_circuit(name, layer, unit, density):
     model, feature = case.build(), cc.Feature(layer, unit)
     circuit = circuit_of(model, feature, case.images(), density, seed=3)
     small = check(case, model, circuit, call=None)
+    assert not memory_of(small) & memory_of(model)  # training one changes nothing in the other
     if circuit.density == 1:
         images = case.images()
         same(small(images), oracles.full_map(model, layer, unit, images))
