@@ -45,7 +45,8 @@ def part_of(call: KernelCall, weight: Tensor, bias: Tensor | None, rows: Tensor,
 
 def conv(call: ConvCall, weight: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor) -> Part:
     """Build a convolution of some filters and channels, in one group."""
-    small = weight.index_select(0, rows).index_select(1, columns)
+    device = weight.device  # indices are on the CPU, and index_select is faster than brackets
+    small = weight.index_select(0, rows.to(device)).index_select(1, columns.to(device))
     return Part(_conv(call, small, None if bias is None else bias[rows], groups=1), rows, columns)
 
 
