@@ -1,5 +1,7 @@
 """Saliencies of single images against slow loops over kernels."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -26,6 +28,26 @@ def test_saliencies_are_the_gradients_of_kernel_masks_on_each_image(name, layer,
         for name_of, rows in found.layers.items():
             wanted = expected[name_of][~scores[name_of].isnan()].float()
             torch.testing.assert_close(rows[n], wanted, rtol=1e-5, atol=1e-6 * float(wanted.abs().max()) + 1e-12)
+
+
+def test_inside_a_circuit_they_are_the_gradients_of_its_own_run():
+    """Of a sparse one only the filters and channels of its kernels are computed; of a dense one, all."""
+    conv, relu = partial(torch.nn.Conv2d, kernel_size=3, bias=False), torch.nn.ReLU()  # no constants of dead channels
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(conv(3, 24), relu, conv(24, 24), relu, conv(24, 4)).double().eval()
+        images = torch.randn(3, 3, 12, 12).double()
+    feature = cc.Feature("4", 1, position="center")
+    scores = cc.score(model, feature, images)
+    for density in (0.6, 0.06):
+        circuit = cc.prune(scores, density=density)
+        masks = dict(circuit.elements.items())
+        found = image_saliencies(model, feature, images, circuit=circuit)
+        for n, image in enumerate(images):
+            options = {"collapse": "sum", "position": "center", "masks": masks}
+            expected = oracles.mask_gradient(model, "4", 1, image[None], **options)
+            for layer, rows in found.layers.items():
+                torch.testing.assert_close(rows[n], expected[layer][masks[layer]].float(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("memory", [1, 2**30], ids=["chunked", "whole"])

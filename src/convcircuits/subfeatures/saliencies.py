@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from convcircuits.circuits.scoring import MEMORY, trace_of
-from convcircuits.circuits.tracing import Batch
+from convcircuits.circuits.tracing import Batch, Layer
 from convcircuits.errors import ConvCircuitsError, whole_number
 from convcircuits.network.batches import Images, Progress
 from convcircuits.network.surroundings import outside_autocast
@@ -136,9 +136,8 @@ def image_saliencies(
         for layer in batch.backward(torch.ones_like(batch.maps) / batch.scale):
             if layer.name in sketches:
                 sketch = sketches[layer.name]
-                rows = layer.calls[0][0].rows
                 seen[layer.name] = torch.cat(
-                    [sketch.of(some * batch.scale, rows) for some in layer.mask_gradients()]
+                    [sketch.of(some * batch.scale, layer) for some in layer.mask_gradients()]
                 ).cpu()
         for name, part in parts.items():
             part.append(seen[name] if name in seen else torch.zeros(batch.size, sketches[name].size))
@@ -163,9 +162,16 @@ class _Sketch:
         self.column = torch.randint(size, (count,), generator=dice)
         self.sign = torch.randint(2, (count,), generator=dice) * 2.0 - 1
 
-    def of(self, values: Float[Tensor, "n g o e"], rows: Tensor | None) -> Float[Tensor, "n d"]:
-        """Compress one value per kernel of the computed filters."""
-        relevant = self.relevant if rows is None else self.relevant[rows.cpu()]
+    def of(self, values: Float[Tensor, "n g o e"], layer: Layer) -> Float[Tensor, "n d"]:
+        """Compress one value per kernel that the layer's calls hold."""
+        rows, relevant = layer.calls[0][0].rows, self.relevant
+        if layer.channels is not None:
+            assert rows is not None
+            whole = values.new_zeros(len(values), *relevant.shape)
+            whole[:, rows[:, None], layer.channels] = values.flatten(1, 2)
+            values = whole
+        elif rows is not None:
+            relevant = relevant[rows.cpu()]
         flat = values.flatten(1)[:, relevant.flatten().to(values.device)].float()
         if flat.shape[1] == self.size:
             return flat
