@@ -24,7 +24,7 @@ interface Looked {
 
 export function PhotoPage({ place }: { place: PhotoPlace }) {
   const { id, x, y } = place;
-  const { value: photo, error } = useLoaded(id, 0, (signal) => api.photo(id, signal));
+  const { value: photo, error } = useLoaded(id, 0, (signal) => api.photoAhead(id, signal));
   const chosen = x !== null && y !== null;
   const point = useLoaded(`${id} ${x} ${y}`, version.index.value + version.notes.value, async (signal) =>
     chosen ? api.point(id, x, y, SHOWN, signal) : null,
