@@ -197,16 +197,16 @@ def pages(name: str, folder: Path, size: int, browser: str) -> tuple[list[Row], 
         def point(photo: str) -> float:
             return ask(f"photos/{photo}/point?x={draw.uniform(0, size)}&y={draw.uniform(0, size)}")
 
-        opened, points, maps, unseen = [], [], [], []
-        for photo in draw.sample(photos, OPENED):
+        some = draw.sample(photos, 2 * OPENED)
+        opened, points, maps, others = [], [], [], some[OPENED:]
+        for photo in some[:OPENED]:
             ask(f"photos/{photo}?ahead=true")  # as its page does when it opens
             page.wait_for_timeout(LOOKED_AT)
             opened.append(point(photo))
             for _ in range(CLICKS // OPENED):
                 points.append(point(photo))
                 maps.append(ask(f"map/{draw.choice(layers)}/{draw.randrange(64)}/{photo}"))
-        for photo in draw.sample(photos, OPENED):
-            unseen.append(ask(f"map/{LAYER}/{draw.randrange(512)}/{photo}"))
+        unseen = [ask(f"map/{LAYER}/{draw.randrange(512)}/{photo}") for photo in others]
         busy, _ = clicked(page)
         state = page.evaluate(JSON, f"{start}api/v1/jobs/{job}")["state"]
         if state != "running":

@@ -27,7 +27,7 @@ class RecentMaps:
         self._lock = threading.Lock()
 
     def of(self, photo: str, layers: Iterable[str]) -> Mapping[str, np.ndarray] | None:
-        """Return the maps of a photograph by layer, (C, h, w) each, or None if those of some of these layers are not kept."""
+        """Return the maps of a photograph by layer, (C, h, w) each; None if they lack one of these layers."""
         with self._lock:
             maps = self._maps.get(photo)
             if maps is None or not maps.keys() >= {*layers}:
