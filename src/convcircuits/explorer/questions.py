@@ -140,17 +140,15 @@ class Questions:
 
     def _taken(self, photo: str, takes: Mapping[str, Take]) -> dict[str, np.ndarray]:
         """Return what is taken of the maps of some convolutions on a photograph: of those kept, or of new ones."""
+        self._materials.photographs[photo].check()
         maps = self._recent.of(photo, takes)
         if maps is None:
-            with self._model:
-                maps = self._recent.of(photo, takes)  # perhaps made while this waited
-                if maps is None:
-                    order = [*self._bytes]
-                    seen = order[: 1 + max(map(order.index, takes))]  # those before the last one cost nothing
-                    if sum(self._bytes[layer] for layer in seen) > self._recent.room:
-                        return self._seen(photo, takes)
-                    maps = self._seen(photo, dict.fromkeys(seen, lambda maps: maps))
-                    self._recent.keep(photo, maps)
+            order = [*self._bytes]
+            seen = order[: 1 + max(map(order.index, takes))]  # those before the last one cost nothing
+            if sum(self._bytes[layer] for layer in seen) > self._recent.room:
+                return self._seen(photo, takes)
+            maps = self._seen(photo, dict.fromkeys(seen, lambda maps: maps))
+            self._recent.keep(photo, maps)
         return {layer: take(maps[layer]) for layer, take in takes.items()}
 
     def _seen(self, photo: str, takes: Mapping[str, Take]) -> dict[str, np.ndarray]:
@@ -163,7 +161,7 @@ class Questions:
 
             return read
 
-        with torch.no_grad():
+        with self._model, torch.no_grad():
             look(self._looking, {layer: reader(layer) for layer in takes}, self._input(photo))
         return found
 

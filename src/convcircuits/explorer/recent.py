@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 ROOM = 256 << 20
-"""Bytes of maps that are kept at most: VGG16's on four photographs of 224 px, or on eighteen of 112 px."""
+"""Bytes of maps that are kept at most: VGG16's on four photographs of 224 px."""
 
 
 class RecentMaps:
@@ -21,9 +21,8 @@ class RecentMaps:
 
     def __init__(self, room: int = ROOM) -> None:
         self.room = room
-        self._maps: OrderedDict[str, Mapping[str, np.ndarray]] = (
-            OrderedDict()
-        )  # by photograph, that used last at the end
+        # By photograph, the one that was used last at the end.
+        self._maps: OrderedDict[str, Mapping[str, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, photo: str, layers: Iterable[str]) -> Mapping[str, np.ndarray] | None:

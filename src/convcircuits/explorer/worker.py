@@ -174,7 +174,11 @@ def _answer(answers: Questions, questions: Connection) -> None:
                 number, name, arguments = questions.recv()
             except (EOFError, OSError):
                 return
-            if answers.known(name, *arguments):
+            try:
+                at_once = answers.known(name, *arguments)
+            except Exception:  # answering fails as well, and says why
+                at_once = True
+            if at_once:
                 reply(number, name, arguments)
                 continue
             waiting = others.submit(reply, number, name, arguments)
