@@ -136,7 +136,9 @@ class Session:
 
     def indexed(self, layer: Mapping[str, Any]) -> tuple[LayerFile, list[int]]:
         """Return the index of a layer, and the number of the photograph of each of its images."""
-        index = self.index()
+        return self._layer_of(self.index(), layer)
+
+    def _layer_of(self, index: Mapping[str, Any] | None, layer: Mapping[str, Any]) -> tuple[LayerFile, list[int]]:
         if index is not None:
             file = next((one["file"] for one in index["layers"] if one["layer"] == layer["name"]), None)
             found = None if file is None else self.store.layer(index["key"], file)
@@ -375,11 +377,11 @@ class Session:
 
     def _indexed(self) -> dict[str, LayerFile]:
         """Return the index of each layer that has one, by name."""
-        found = {}
+        index, found = self.index(), {}
         for layer in self.about()["layers"]:
             if layer["indexed"]:
                 with contextlib.suppress(HTTPException):
-                    found[layer["name"]] = self.indexed(layer)[0]
+                    found[layer["name"]] = self._layer_of(index, layer)[0]
         return found
 
     def point(self, photo: str, x: float, y: float, count: int) -> list[dict[str, Any]]:
