@@ -271,8 +271,9 @@ def main() -> None:
         f"Written by `benchmarks/explorer.py --count {given.count} --size {given.size}`: VGG16, {given.count:,} "
         f"photographs of {given.size} px. Medians, with the 95th percentile in parentheses, where goals while a "
         f"circuit is found are about the latter. Chromium {version or 'not used'} without a GPU; torch "
-        f"{torch.__version__}, {os.cpu_count()} cores with a load of {load:.1f} before it, {platform.machine()}. The "
-        "goals are for 2 idle cores, 2,000 photographs and 224 px; of few and small ones an index costs more passes."
+        f"{torch.__version__} on {torch.get_num_threads()} of {os.cpu_count()} cores with a load of {load:.1f} before "
+        f"it, {platform.machine()}. The goals are for 2 idle cores, 2,000 photographs and 224 px; of few and small "
+        "ones an index costs more passes."
     )
     text = table(rows, textwrap.fill(about, 120))
     print(text) if given.out is None else given.out.write_text(text, encoding="utf-8")
