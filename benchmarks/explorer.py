@@ -32,6 +32,8 @@ from convcircuits.zoo.models import LoadedModel, load_model
 from convcircuits.zoo.prepared import Prepared
 
 BATCH, LAYER, CLICKS = 16, "features.21", 40
+OPENED, LOOKED_AT = 10, 1500  # photographs whose page is opened, and milliseconds from then to the first click
+BUSY = "while a circuit is found"
 SLOW = {"kind": "find", "feature": f"{LAYER}:1", "criterion": "force", "density": 0.001, "options": ["steps=5000"]}
 Row = tuple[str, str, str]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -182,24 +184,39 @@ def pages(name: str, folder: Path, size: int, browser: str) -> tuple[list[Row], 
             row("to all of its pictures, first seen", whole[:20], ""),
             row("to all of its pictures, seen before", whole[20:], ""),
         ]
+        layers = [one["name"] for one in page.evaluate(JSON, f"{start}api/v1/layers") if one["indexed"]]
         job = page.evaluate(POST, SLOW)["id"]
         while page.evaluate(JSON, f"{start}api/v1/jobs/{job}")["done"] < 1:
             page.wait_for_timeout(200)
         photos = [one["id"] for one in page.evaluate(JSON, f"{start}api/v1/photos")["photographs"]]
         draw = random.Random(0)
-        maps, points = [], []
-        for _ in range(CLICKS):
-            photo, (x, y) = draw.choice(photos), (draw.uniform(0, size), draw.uniform(0, size))
-            maps.append(page.evaluate(ANSWER, f"{start}api/v1/map/{LAYER}/{draw.randrange(512)}/{photo}"))
-            points.append(page.evaluate(ANSWER, f"{start}api/v1/photos/{photo}/point?x={x}&y={y}"))
+
+        def ask(path: str) -> float:
+            return float(page.evaluate(ANSWER, f"{start}api/v1/{path}"))
+
+        def point(photo: str) -> float:
+            return ask(f"photos/{photo}/point?x={draw.uniform(0, size)}&y={draw.uniform(0, size)}")
+
+        some = draw.sample(photos, 2 * OPENED)
+        opened, points, maps, others = [], [], [], some[OPENED:]
+        for photo in some[:OPENED]:
+            ask(f"photos/{photo}?ahead=true")  # as its page does when it opens
+            page.wait_for_timeout(LOOKED_AT)
+            opened.append(point(photo))
+            for _ in range(CLICKS // OPENED):
+                points.append(point(photo))
+                maps.append(ask(f"map/{draw.choice(layers)}/{draw.randrange(64)}/{photo}"))
+        unseen = [ask(f"map/{LAYER}/{draw.randrange(512)}/{photo}") for photo in others]
         busy, _ = clicked(page)
         state = page.evaluate(JSON, f"{start}api/v1/jobs/{job}")["state"]
         if state != "running":
             raise SystemExit(f"The search was {state} before all was measured, so nothing was measured beside it.")
         rows += [
-            row("while a circuit is found: the map of a unit on a photograph", maps, "100 ms"),
-            row("while a circuit is found: the units at a point of a photograph", points, "100 ms"),
-            row("while a circuit is found: from a click on a unit to its figures", busy, "100 ms"),
+            row(f"{BUSY}: a first click on a photograph, {LOOKED_AT / 1000:g} s after its page opened", opened, ""),
+            row(f"{BUSY}: further clicks on it, the units at a point", points, "100 ms"),
+            row(f"{BUSY}: the map of a unit on it", maps, "100 ms"),
+            row(f"{BUSY}: the map of a unit on a photograph of no open page", unseen, ""),
+            row(f"{BUSY}: from a click on a unit to its figures", busy, "100 ms"),
         ]
         page.evaluate(CANCEL, job)
         version = chromium.version
@@ -254,8 +271,9 @@ def main() -> None:
         f"Written by `benchmarks/explorer.py --count {given.count} --size {given.size}`: VGG16, {given.count:,} "
         f"photographs of {given.size} px. Medians, with the 95th percentile in parentheses, where goals while a "
         f"circuit is found are about the latter. Chromium {version or 'not used'} without a GPU; torch "
-        f"{torch.__version__}, {os.cpu_count()} cores with a load of {load:.1f} before it, {platform.machine()}. The "
-        "goals are for 2 idle cores, 2,000 photographs and 224 px; of few and small ones an index costs more passes."
+        f"{torch.__version__} on {torch.get_num_threads()} of {os.cpu_count()} cores with a load of {load:.1f} before "
+        f"it, {platform.machine()}. The goals are for 2 idle cores, 2,000 photographs and 224 px; of few and small "
+        "ones an index costs more passes."
     )
     text = table(rows, textwrap.fill(about, 120))
     print(text) if given.out is None else given.out.write_text(text, encoding="utf-8")

@@ -56,8 +56,10 @@ Each circuit but those of the last unit is small enough to be drawn whole. `lear
 {FOUND_ON} crops of photographs of the game [GCompris](howto/images.md), and it is measured on {HELD_OUT} crops of
 photographs of other subjects. The pictures of its filters are parts of the built-in photographs. [How to read
 them](diagram.md#how-to-read-it) explains the pictures. An *isolated* picture lights the paths that carry 80 % of the
-drawn flow through one filter. A page of a deep network opens with its blocks collapsed. `make gallery` writes the
-interactive pages to `gallery-output/`, with pictures in light and dark colors and two widths.
+drawn flow through one filter. The page of a network of more than {figure.MOST_COLUMNS} columns, here of
+MobileNetV2, opens with all blocks but the target's collapsed, and its caption counts what is drawn then; the circuit
+is drawn whole once they are opened. `make gallery` writes the interactive pages to `gallery-output/`, with pictures in
+light and dark colors and two widths.
 
 A fixed rule (`convcircuits.maps.units`), which looks at no circuit, chooses the unit of each layer on the
 training photographs. It chooses the unit whose rectified map varies most inside, among the units that meet three

@@ -577,6 +577,25 @@ def test_the_sheet_of_a_narrow_screen_does_not_cover_what_was_tapped(show):
         page.locator("[part=handle]").tap()
 
 
+def test_the_zoom_of_a_narrow_screen_is_for_fingers_and_covers_nothing(show):
+    page = show(DOCUMENTS["wide"](), viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    before = box_of(page.locator("[data-node].lit .frame").first)
+    drawn, handle = box_of(page.locator(".stage")), box_of(page.locator("[part=handle]"))
+    for button in page.locator(".zoom button").all():
+        left, top, right, bottom = box_of(button)
+        assert min(right - left, bottom - top) >= 44
+        assert drawn[3] <= top
+        assert bottom <= handle[1]
+        assert right <= 390
+    assert box_of(page.locator(".legend"))[1] >= box_of(page.locator(".zoom"))[3]
+    page.locator("[data-zoom=in]").tap()
+    page.wait_for_timeout(100)
+    after = box_of(page.locator("[data-node].lit .frame").first)
+    assert after[2] - after[0] == pytest.approx(1.25 * (before[2] - before[0]), rel=0.01)
+    page.locator("[data-mode-button=table]").tap()
+    expect(page.locator(".zoom")).to_have_count(0)
+
+
 def test_the_diagram_zooms_and_pans(show):
     page = show(DOCUMENTS["wide"](), viewport={"width": 1280, "height": 720})
     stage = page.locator(".stage")

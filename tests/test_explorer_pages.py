@@ -1,5 +1,6 @@
 """The explorer's pages in a real browser, on a real server with a tiny model and generated pictures."""
 
+import contextlib
 import gzip
 import importlib
 import json
@@ -58,6 +59,8 @@ FOLDER = Path(__file__).parent
 
 class Net(nn.Sequential):
     def forward(self, x):
+        while len(x) > 1 and (FOLDER / "waits").exists():  # as the index has them
+            time.sleep(0.02)
         if (FOLDER / "slow").exists():
             time.sleep(0.02)
         if (FOLDER / "dies").exists():
@@ -102,13 +105,9 @@ def address(folder):
             yield server.address
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    """The folder and the address of an explorer of a unit of two mechanisms, on 60 red and blue squares.
-
-    Its worker dies when the folder gets a file ``dies``, and each pass takes 20 ms if it has a file ``slow``.
-    """
-    folder = tmp_path_factory.mktemp("planted")
+@contextlib.contextmanager
+def of_two_mechanisms(folder):
+    """Yields the address of an explorer of a unit of two mechanisms, on 60 red and blue squares."""
     (folder / "twofold_net.py").write_text(TWOFOLD)
     (folder / "pictures").mkdir()
     made, blue = twofold.images(60)
@@ -118,7 +117,18 @@ def planted(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         with cc.explore("twofold_net:net", folder / "pictures", project=folder / "project", port=0, open=False) as one:
-            yield folder, one.address
+            yield one.address
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """The folder and the address of an explorer of a unit of two mechanisms.
+
+    Its worker dies when the folder gets a file ``dies``, and each pass takes 20 ms if it has a file ``slow``.
+    """
+    folder = tmp_path_factory.mktemp("planted")
+    with of_two_mechanisms(folder) as address:
+        yield folder, address
 
 
 @pytest.fixture
@@ -604,6 +614,32 @@ def test_a_worker_that_is_killed_fails_its_job_with_a_sentence_and_the_page_live
     found = answered(page, **SLOW | {"options": ["steps=4"]})
     page.locator(f"a[href$='{found['circuit']}']").first.click()
     expect(page.locator("[part=verdict]").first).to_contain_text("On 6 held-out crops")
+
+
+def test_a_page_of_what_is_not_indexed_says_so_and_has_it_as_soon_as_it_is(open_page, tmp_path):
+    """It asks for nothing that is not there: no answer is an error, which the console would have."""
+    (tmp_path / "waits").touch()
+    with of_two_mechanisms(tmp_path) as address:
+        page = open_page(address)
+        start = page.url
+        photo = page.evaluate("fetch('/api/v1/photos').then(r => r.json()).then(said => said.photographs[0].id)")
+        for path, said in (
+            ("l/2", "This layer has not been indexed yet."),
+            ("l/1", "This layer is no convolution, so it is not indexed."),
+            ("l/nine", "There is no layer nine."),
+            ("u/nine/0", "There is no layer nine."),
+            ("u/2/99", "2 has 2 units; there is no unit 99."),
+            (f"i/{photo}?x=5&y=5", "No layer has been indexed yet."),
+            ("u/2/0", "This layer has not been indexed yet."),
+        ):
+            page.goto(start + path)
+            expect(page.get_by_text(said)).to_be_visible()
+        (tmp_path / "waits").unlink()
+        expect(page.locator(".examples .crop").first).to_be_visible()
+        expect(page.get_by_text("This layer has not been indexed yet.")).to_have_count(0)
+        page.goto(f"{start}i/{photo}?x=5&y=5")
+        expect(page.locator(".strongest .chip").first).to_be_visible()
+        page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -602,6 +602,43 @@ def test_a_worker_that_dies_or_hangs_fails_its_job_and_is_started_again(inside, 
 
 
 @pytest.mark.slow
+def test_the_maps_of_a_photograph_whose_page_has_opened_are_there_before_it_is_clicked(inside):
+    explorer, client = inside
+    until(lambda: client.get("/api/v1/model").json()["index"]["state"] == "complete")
+    opened, other, before = (one["id"] for one in client.get("/api/v1/photos").json()["photographs"][:3])
+    paths = [f"/api/v1/photos/{opened}/point?x=9&y=7&count=3", f"/api/v1/map/4/1/{opened}", f"/api/v1/map/0/3/{opened}"]
+    expected = [client.get(path).json() for path in paths]
+    assert client.get(f"/api/v1/map/4/1/{before}").status_code == 200
+
+    def waits(photo):
+        """Whether a map of a photograph is not answered while the model hangs."""
+        Path("hangs").touch()
+        with pytest.raises(jobs.UnavailableError, match="The worker is busy"):
+            explorer.jobs.ask("map", "4", 1, photo, timeout=0.5)
+        return True
+
+    os.kill(explorer.jobs._process.pid, signal.SIGKILL)
+    until(lambda: client.get(paths[2]).status_code == 200)  # by the next worker, which keeps its first layer alone now
+    assert waits(before)
+    Path("hangs").unlink()
+    assert client.get(f"/api/v1/photos/{opened}").json() == client.get(f"/api/v1/photos/{opened}?ahead=true").json()
+    explorer.jobs.ask("weights", "4")  # comes after the look
+    assert waits(other)
+    assert [client.get(path).json() for path in paths] == expected
+    assert client.get(f"/api/v1/thumb/{other}?w=77").status_code == 200
+    Path("hangs").unlink()
+    assert client.get(f"/api/v1/map/4/1/{other}").status_code == 200
+
+
+def test_nothing_is_told_to_a_worker_that_is_not_there(tmp_path):
+    explorer = Session(Opening(model="tiny_net:net", images="pictures", project=tmp_path / "project"))
+    explorer.jobs.tell("look", "0" * 16)
+    with pytest.raises(jobs.UnavailableError):
+        explorer.jobs.ask("look", "0" * 16)
+    explorer.close()
+
+
+@pytest.mark.slow
 def test_python_opens_a_model_of_its_own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(workplace(tmp_path)))
     source = SOURCE.replace("class Net", "def prepared(picture):\n    return preprocess(picture)\n\n\nclass Net")

@@ -191,7 +191,7 @@ def test_layers_are_read_by_many_threads_at_once(store, monkeypatch):
     for n in range(24):
         (folder / str(n)).write_bytes(b"x")
     monkeypatch.setattr(module.LayerFile, "read", lambda content: content)
-    monkeypatch.setattr(module, "_LAYERS", 2)
+    monkeypatch.setattr(module, "LAYERS", 2)
 
     class Slow(dict):
         def __iter__(self):
@@ -205,6 +205,18 @@ def test_layers_are_read_by_many_threads_at_once(store, monkeypatch):
     assert set(found) == {b"x"}
     assert store.remarks == []
     assert len([*folder.iterdir()]) == 24
+
+
+def test_the_layers_used_last_stay_in_memory_as_many_as_fit(store, monkeypatch):
+    (store.folder / "index/k").mkdir()
+    for name, size in (("a", 40), ("b", 40), ("c", 30), ("d", 500)):
+        (store.folder / "index/k" / name).write_bytes(name.encode() * size)
+    read = []
+    monkeypatch.setattr(module.LayerFile, "read", lambda content: read.append(chr(content[0])) or content)
+    monkeypatch.setattr(module, "LAYERS", 100)
+    for name in "abacabbddad":  # c drives out b; d, too large, all but itself
+        assert store.layer("k", name)[:1] == name.encode()
+    assert "".join(read) == "abcbdad"
 
 
 def test_foreign_files_among_circuits_are_listed_or_passed_over(store, circuits):

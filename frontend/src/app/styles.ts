@@ -278,7 +278,11 @@ tr:hover td { background: var(--faint); }
   header[data-menu="false"] .menus, header[data-menu="false"] .bar, .hint { display: none; }
   .push { margin-left: 0; }
   .field output { min-width: 0; }
-  .stage-frame, .app[data-host="widget"] .stage-frame { flex: none; height: max(380px, 58vh); }
+  .stage-frame, .app[data-host="widget"] .stage-frame { flex: none; height: max(380px, 58vh); overflow: visible; }
+  .stage-frame:has(> .zoom), .app[data-host="widget"] .stage-frame:has(> .zoom) {
+    height: max(330px, 58vh - 52px); margin-bottom: 52px;
+  }
+  .zoom { right: 14px; bottom: -46px; }
   .side, .app[data-host="widget"] .side {
     position: sticky; bottom: 0; z-index: 6; max-height: 48vh; border: 0; border-top: 1px solid var(--line);
     background: var(--raised); box-shadow: var(--shadow);
@@ -292,5 +296,6 @@ tr:hover td { background: var(--faint); }
 }
 @media (pointer: coarse) {
   button, select, input { min-height: 40px; }
+  .zoom button { min-width: 44px; min-height: 44px; }
 }
 `;

@@ -566,6 +566,8 @@ export const api = {
   photos: (offset: number, limit: number, signal?: AbortSignal) =>
     get<PhotoPage>(`/photos${query({ offset, limit })}`, signal),
   photo: (id: string, signal?: AbortSignal) => get<Photo>(`/photos/${id}`, signal),
+  /** A photograph that will be clicked: the server prepares for that. */
+  photoAhead: (id: string, signal?: AbortSignal) => get<Photo>(`/photos/${id}?ahead=true`, signal),
   async map(layer: string, unit: number, photo: string, signal?: AbortSignal): Promise<UnitMap> {
     const said = await get<{ shape: number[]; values: string }>(`/map/${unitPath(layer, unit)}/${photo}`, signal);
     return { height: said.shape[0] ?? 1, width: said.shape[1] ?? 1, values: floats(said.values) };

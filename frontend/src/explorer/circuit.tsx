@@ -8,7 +8,7 @@ import { ContrastSection } from "./contrast.js";
 import { DensityCurve } from "./curve.js";
 import { Drawing } from "./drawing.js";
 import { FeatureSection } from "./like.js";
-import { canWrite, circuits, jobs, layers, message, model, submit, useLoaded, version } from "./live.js";
+import { canWrite, circuits, jobs, layers, message, model, submit, useLoaded, useUnit, version } from "./live.js";
 import { Notes } from "./note.js";
 import { type CircuitPlace, circuitPlace, photoPlace, unitPlace } from "./route.js";
 import {
@@ -149,8 +149,7 @@ function Drawn({ circuit }: { circuit: Circuit }) {
 
 /** The feature picture of a circuit's unit. The diagram has pictures in the circuit, if it was drawn with such. */
 function OwnPicture({ layer, unit }: { layer: string; unit: number }) {
-  const state = version.index.value + version.circuits.value;
-  const found = useLoaded(`${layer}:${unit}`, state, (signal) => api.unit(layer, unit, signal));
+  const found = useUnit(layer, unit);
   return found.value && <FeatureSection unit={found.value} title="Feature picture of the unit, in the full model" />;
 }
 

@@ -4,7 +4,7 @@ import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { plural } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, MEASURES, type Measure, type UnitPage, type UnitRow } from "./api.js";
-import { layers, useLoaded, version } from "./live.js";
+import { layerOf, missing, useLoaded, version } from "./live.js";
 import { go, scroller } from "./navigation.js";
 import { type Place, unitPlace } from "./route.js";
 import { layerName, MEASURE_NAMES, r2Text, shareText, value } from "./text.js";
@@ -18,8 +18,8 @@ const CROP = 120; // px, for screens with two pixels to one
 type LayerPlace = Extract<Place, { page: "layer" }>;
 
 export function LayerPage({ place }: { place: LayerPlace }) {
-  const layer = layers.value.find(({ name, alias }) => place.layer === name || (alias && place.layer === alias));
-  const known = layers.value.length > 0;
+  const layer = layerOf(place.layer);
+  const why = missing(place.layer);
   const name = layerName(layer, place.layer);
   return (
     <>
@@ -29,17 +29,8 @@ export function LayerPage({ place }: { place: LayerPlace }) {
           {layer && name !== layer.name && <span class="soft">{plain(layer.name)}</span>}
           {layer?.field && <span class="soft">sees {layer.field.join(" × ")} px</span>}
         </div>
-        {!layer ? (
-          known && <Problem text={`There is no layer ${place.layer}.`} />
-        ) : layer.images === 0 ? (
-          <p class="lead">
-            {layer.indexed
-              ? "This layer has not been indexed yet."
-              : "This layer is no convolution, so it is not indexed."}
-          </p>
-        ) : (
-          <Units place={place} total={layer.units} key={layer.name} />
-        )}
+        {why && (layer ? <p class="lead">{plain(why)}</p> : <Problem text={why} />)}
+        {layer && !why && <Units place={place} total={layer.units} key={layer.name} />}
       </main>
       <aside class="side" aria-label="the layer">
         {layer && (

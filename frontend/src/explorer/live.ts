@@ -12,6 +12,7 @@ import {
   listen,
   type ModelCard,
   type Note,
+  type Unit,
 } from "./api.js";
 
 export const model = signal<ModelCard | null>(null);
@@ -167,13 +168,39 @@ export async function cancel(job: Job): Promise<void> {
   }
 }
 
+/** A layer by its name or its alias. */
+export function layerOf(name: string): Layer | undefined {
+  return layers.value.find((layer) => name === layer.name || (layer.alias && name === layer.alias));
+}
+
+/** Why there is nothing to show of a layer or of a unit of it: empty if there is, null if that is not known yet. */
+export function missing(name: string, unit = 0): string | null {
+  if (layers.value.length === 0) return null;
+  const layer = layerOf(name);
+  if (!layer) return `There is no layer ${name}.`;
+  if (unit >= layer.units) return `${layer.name} has ${layer.units} units; there is no unit ${unit}.`;
+  if (layer.images > 0) return "";
+  const known = model.value?.index?.left_out[layer.name];
+  if (known) return known;
+  return layer.indexed ? "This layer has not been indexed yet." : "This layer is no convolution, so it is not indexed.";
+}
+
 export interface Loaded<T> {
   value: T | null;
   error: string;
 }
 
+/** A unit, if there is something to show of it. */
+export function useUnit(layer: string, unit: number): Loaded<Unit> {
+  const there = missing(layer, unit) === "";
+  const state = version.index.value + version.circuits.value;
+  return useLoaded(`${layer}:${unit} ${there}`, state, async (signal) =>
+    there ? api.unit(layer, unit, signal) : null,
+  );
+}
+
 /** Fetches something, again whenever its version is another one. What is shown of another object is dropped at once. */
-export function useLoaded<T>(of: string, state: number, load: (signal: AbortSignal) => Promise<T>): Loaded<T> {
+export function useLoaded<T>(of: string, state: number, load: (signal: AbortSignal) => Promise<T | null>): Loaded<T> {
   const [found, put] = useState<Loaded<T> & { of: string }>({ of, value: null, error: "" });
   useEffect(() => {
     const control = new AbortController();

@@ -4,7 +4,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, type Point, type PointLayer } from "./api.js";
-import { circuits, message, model, useLoaded, version } from "./live.js";
+import { circuits, layers, message, model, useLoaded, version } from "./live.js";
 import { go } from "./navigation.js";
 import { Notes } from "./note.js";
 import { type Place, unitPlace } from "./route.js";
@@ -24,10 +24,11 @@ interface Looked {
 
 export function PhotoPage({ place }: { place: PhotoPlace }) {
   const { id, x, y } = place;
-  const { value: photo, error } = useLoaded(id, 0, (signal) => api.photo(id, signal));
+  const { value: photo, error } = useLoaded(id, 0, (signal) => api.photoAhead(id, signal));
   const chosen = x !== null && y !== null;
-  const point = useLoaded(`${id} ${x} ${y}`, version.index.value + version.notes.value, async (signal) =>
-    chosen ? api.point(id, x, y, SHOWN, signal) : null,
+  const indexed = layers.value.some(({ images }) => images > 0);
+  const point = useLoaded(`${id} ${x} ${y} ${indexed}`, version.index.value + version.notes.value, async (signal) =>
+    chosen && indexed ? api.point(id, x, y, SHOWN, signal) : null,
   );
   const [looked, look] = useState<Looked | null>(null);
   useEffect(() => {
@@ -57,7 +58,11 @@ export function PhotoPage({ place }: { place: PhotoPlace }) {
               ) : point.value ? (
                 <AtPoint point={point.value} look={look} />
               ) : (
-                !point.error && <p class="soft">Loading …</p>
+                !point.error && (
+                  <p class="soft">
+                    {indexed || layers.value.length === 0 ? "Loading …" : "No layer has been indexed yet."}
+                  </p>
+                )
               )}
               <Problem text={point.error} />
             </section>

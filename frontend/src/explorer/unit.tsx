@@ -3,10 +3,23 @@
 import { useRef, useState } from "preact/hooks";
 import { count, percent, plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
-import { api, CRITERIA, type Example, SECTIONS, type Unit } from "./api.js";
+import { api, CRITERIA, type Example, type Examples, SECTIONS, type Unit } from "./api.js";
 import { findJob, positioned, SIZES, type Size } from "./ask.js";
 import { FeatureSection, NeighbourSection, TrajectorySection } from "./like.js";
-import { canWrite, circuits, jobs, layers, model, pause, submit, useLoaded, version } from "./live.js";
+import {
+  canWrite,
+  circuits,
+  jobs,
+  type Loaded,
+  layerOf,
+  missing,
+  model,
+  pause,
+  submit,
+  useLoaded,
+  useUnit,
+  version,
+} from "./live.js";
 import { go } from "./navigation.js";
 import { Notes } from "./note.js";
 import { circuitPlace, layerPlace, type Place, photoPlace } from "./route.js";
@@ -32,12 +45,13 @@ const SHOWN = 25;
 const KEPT_JOBS = 3; // that ended, below the form
 
 export function UnitPage({ place }: { place: UnitPlace }) {
-  const layer = layers.value.find(({ name, alias }) => place.layer === name || (alias && place.layer === alias));
+  const layer = layerOf(place.layer);
+  const known = layer !== undefined && place.unit < layer.units;
   const name = layer?.name ?? place.layer;
   const of = `${name}:${place.unit}`;
-  const found = useLoaded(of, version.index.value + version.circuits.value, (signal) =>
-    api.unit(name, place.unit, signal),
-  );
+  const found = useUnit(name, place.unit);
+  const examples = useExamples({ ...place, layer: name });
+  const why = missing(name, place.unit);
   const unit = found.value;
   const title = layerName(layer, name);
   return (
@@ -68,8 +82,9 @@ export function UnitPage({ place }: { place: UnitPlace }) {
             </span>
           )}
         </nav>
+        {why && (known ? <p class="lead">{plain(why)}</p> : <Problem text={why} />)}
         <Problem text={found.error} />
-        {unit && <Photographs place={{ ...place, layer: name }} unit={unit} />}
+        {unit && <Photographs place={{ ...place, layer: name }} unit={unit} loaded={examples} />}
         {unit && (
           <div class="pair">
             <Values place={{ ...place, layer: name }} unit={unit} />
@@ -86,12 +101,12 @@ export function UnitPage({ place }: { place: UnitPlace }) {
         {place.photo !== null && unit && <OnPhoto place={{ ...place, layer: name }} photo={place.photo} />}
         <section>
           <h2>Find its circuit</h2>
-          <Find feature={of} key={of} />
+          {known && <Find feature={of} key={of} />}
         </section>
         <section>
           <h2>Circuits</h2>
           {!unit || !circuits.value ? (
-            <p class="soft">{found.error ? "–" : "Loading …"}</p>
+            <p class="soft">{found.error || why ? "–" : "Loading …"}</p>
           ) : unit.circuits.length === 0 ? (
             <p class="soft">None of this unit yet.</p>
           ) : (
@@ -106,7 +121,7 @@ export function UnitPage({ place }: { place: UnitPlace }) {
         </section>
         <section>
           <h2>Label and note</h2>
-          {layer && <Notes of={{ layer: name, unit: place.unit }} what={`${title} unit ${place.unit}`} />}
+          {known && <Notes of={{ layer: name, unit: place.unit }} what={`${title} unit ${place.unit}`} />}
         </section>
       </aside>
     </>
@@ -143,13 +158,19 @@ const EXPLAINED: Record<string, string> = {
   range: "whose highest value lies in the range",
 };
 
-function Photographs({ place, unit }: { place: UnitPlace; unit: Unit }) {
-  const { layer, section, padding, low, high } = place;
+/** The photographs of a section, which are asked for together with the unit. */
+function useExamples({ layer, unit, section, padding, low, high }: UnitPlace): Loaded<Examples> {
+  const there = missing(layer, unit) === "";
   const asked = { section, padding, low, high, count: SHOWN };
-  const of = JSON.stringify([layer, place.unit, asked]);
-  const { value: found, error } = useLoaded(of, version.index.value, (signal) =>
-    api.examples(layer, place.unit, asked, signal),
+  return useLoaded(JSON.stringify([layer, unit, asked, there]), version.index.value, async (signal) =>
+    there ? api.examples(layer, unit, asked, signal) : null,
   );
+}
+
+function Photographs(of: { place: UnitPlace; unit: Unit; loaded: Loaded<Examples> }) {
+  const { place, unit } = of;
+  const { section, padding, low, high } = place;
+  const { value: found, error } = of.loaded;
   const sections = SECTIONS.filter((each) => each !== "range" || section === "range");
   const used = usedFor((circuits.value ?? []).filter(({ id }) => unit.circuits.includes(id)));
   const marked = found?.examples.some(({ photo }) => used.has(photo));

@@ -280,6 +280,12 @@ class Jobs:
         finally:
             self._asked.pop(number, None)
 
+    def tell(self, name: str, *arguments: Any) -> None:
+        """Ask the worker a question whose answer nobody waits for; without a worker nothing happens."""
+        with self._lock, contextlib.suppress(UnavailableError, OSError):
+            self._ready()
+            self._questions.send((next(self._numbers), name, arguments))
+
     @property
     def busy(self) -> bool:
         """Whether a job runs."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -83,13 +84,18 @@ class LayerFile:
             values: A value for each unit, (U,). Within a bin, shares are in proportion.
         """
         counts, exponent = self.arrays["histogram/counts"], self.arrays["histogram/exponent"]
-        units, bins = counts.shape
+        (units, bins), below = counts.shape, self._below
         place = np.clip(values / 2.0**exponent + bins // 2, 0, bins)
         whole = np.minimum(place.astype(int), bins - 1)
-        below = np.concatenate([np.zeros((units, 1), int), counts.cumsum(1)], 1)
         each = np.arange(units)
         shares: np.ndarray = (below[each, whole] + (place - whole) * counts[each, whole]) / below[:, -1].clip(1)
         return shares
+
+    @cached_property
+    def _below(self) -> np.ndarray:
+        """How many of each unit's counted positions are below each edge of its histogram, (U, BINS + 1)."""
+        counts = self.arrays["histogram/counts"]
+        return np.concatenate([np.zeros((len(counts), 1), int), counts.cumsum(1)], 1)
 
     def histogram(self, unit: int) -> dict[str, Any]:
         """Return a unit's histogram without the empty bins at its ends."""

@@ -42,12 +42,13 @@ class Materials:
     def __init__(self, opening: Opening) -> None:
         self.opening, self.loaded = opening, _loaded(opening)
         found, self.left_out = photographs(opening.images)
-        self.pictures: list[Photograph] = [Unchanged.of(one) for one in found]
+        unchanged = [Unchanged.of(one) for one in found]
+        self.pictures: list[Photograph] = [*unchanged]
         self.ids = {one.name: _photo_id(one) for one in self.pictures}  # of copies too, which have those of others
-        kept = distinct(self.pictures)
-        self.copies = names_besides(self.pictures, kept)
-        self.photographs = {self.ids[one.name]: one for one in kept}
-        self.prepared = Prepared(kept, self.loaded.preprocess, size=side(opening.size))
+        self.copies = names_besides(self.pictures, distinct(self.pictures))
+        self.photographs = {self.ids[one.name]: one for one in unchanged if one.name not in self.copies}
+        pictures = [*self.photographs.values()]
+        self.prepared = Prepared(pictures, self.loaded.preprocess, size=side(opening.size))
         loaded = self.loaded
         self._infos = list_layers(
             loaded.model,
@@ -185,9 +186,13 @@ class Unchanged(Photograph):
         Raises:
             ConvCircuitsError: If the file cannot be read or has changed.
         """
+        self.check()
+        return super().image
+
+    def check(self) -> None:
+        """Raise an error if the file has changed."""
         if _stamp(self) != self.stamp:
             raise ConvCircuitsError(f"{self.name} has changed since the explorer read it. Start the explorer again.")
-        return super().image
 
 
 def _stamp(photograph: Photograph) -> tuple[int, int] | None:

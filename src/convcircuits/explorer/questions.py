@@ -2,12 +2,15 @@
 
 import hashlib
 import io
+import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -17,6 +20,7 @@ from convcircuits.contact_sheets import part_of
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer.index import look
 from convcircuits.explorer.materials import Materials
+from convcircuits.explorer.recent import RecentMaps
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.provenance import architecture_hash, weights_up_to
@@ -44,37 +48,55 @@ PASSES = {
 MEASURING = 4.0
 """What measuring costs in the same passes: the full model and the circuit, on both sets of crops."""
 
+Take = Callable[[np.ndarray], np.ndarray]
+"""Takes a part of a layer's maps, (C, h, w)."""
+
 _OPENINGS = 2  # surveys of the feature, to find a circuit and to measure it
 _TIMED = 2  # images of the batch that is timed
 _TALLEST = 4096  # pixels of a small picture's height: photographs may be 64 times as high as wide
 
 
 class Questions:
-    """Answers questions about single photographs, units and layers, one at a time.
+    """Answers questions about single photographs, units and layers.
+
+    Several threads may ask. Those that need the model get their turn one after another.
 
     Args:
         materials: The model and the photographs.
+        recent: Where maps are kept for questions to come.
     """
 
-    def __init__(self, materials: Materials) -> None:
-        self._materials = materials
+    def __init__(self, materials: Materials, recent: RecentMaps | None = None) -> None:
+        self._materials, self._recent = materials, RecentMaps() if recent is None else recent
+        self._model = threading.Lock()  # held by whoever runs the model
         self._atlas_of: dict[Path, tuple[list[Any], Atlas]] = {}  # as last read, with the stamps of its files
         self._timed: dict[str, tuple[float, float]] = {}  # layer -> seconds of a survey, and of a pass of one image
 
     def answer(self, name: str, *arguments: Any) -> Any:
         """Answer a question that the server asks beside the job that runs."""
-        questions: dict[str, Callable[..., Any]] = {
-            "thumb": self._thumb,
-            "map": self._map,
-            "values": self._values,
+        pictures: dict[str, Callable[..., Any]] = {"thumb": self._thumb, "source": self._source}
+        kept: dict[str, Callable[..., Any]] = {"map": self._map, "values": self._values, "look": self._look}
+        model: dict[str, Callable[..., Any]] = {
             "weights": self._weights_up_to,
             "atlas": self._atlas,
             "atlases": self._atlases,
             "contrast": self._contrast,
             "estimate": self._estimate,
-            "source": self._source,
         }
-        return questions[name](*arguments)
+        if name in model:
+            with self._model:
+                return model[name](*arguments)
+        return (pictures | kept)[name](*arguments)
+
+    def known(self, name: str, *arguments: Any) -> bool:
+        """Return whether a question can be answered without the model."""
+        if name == "map":
+            layer, _, photo = arguments
+            return self._recent.of(photo, [layer]) is not None
+        if name == "values":
+            photo, positions = arguments
+            return self._recent.of(photo, positions) is not None
+        return name in ("thumb", "source")
 
     def _thumb(self, photo: str, width: int, box: tuple[int, int, int, int] | None) -> bytes:
         """Return a photograph, or the part that a box of its input shows, as JPEG; what lies outside is hatched."""
@@ -94,26 +116,53 @@ class Questions:
 
     def _map(self, layer: str, unit: int, photo: str) -> tuple[list[int], bytes]:
         """Return the shape of a unit's map on a photograph, and its values as float32, little-endian."""
-        network = self._looking
-        with torch.no_grad():
-            output = network.run(self._feature(layer, unit), self._input(photo), lambda call: call.compute())
-        values = output[0, unit].float().cpu()
-        return list(values.shape), values.numpy().astype("<f4").tobytes()
+        if layer in self._bytes:
+            values = self._taken(photo, {layer: lambda maps: maps[unit]})[layer]
+        else:
+            with self._model, torch.no_grad():
+                output = self._looking.run(self._feature(layer, unit), self._input(photo), lambda call: call.compute())
+            values = output[0, unit].float().cpu().numpy()
+        return list(values.shape), values.astype("<f4").tobytes()
 
     def _values(self, photo: str, positions: Mapping[str, tuple[int, int]]) -> dict[str, list[float]]:
         """Return the values of all units of some layers on a photograph, each layer at one position (row, column)."""
-        found: dict[str, list[float]] = {}
+
+        def at(row: int, column: int) -> Take:
+            return lambda maps: maps[:, row, column]
+
+        found = self._taken(photo, {layer: at(*position) for layer, position in positions.items()})
+        return {layer: values.tolist() for layer, values in found.items()}
+
+    def _look(self, photo: str) -> None:
+        """Run the model on a photograph, so that questions to come find its maps, if there is room for them."""
+        if sum(self._bytes.values()) <= self._recent.room:
+            self._taken(photo, {layer: lambda maps: maps for layer in self._bytes})
+
+    def _taken(self, photo: str, takes: Mapping[str, Take]) -> dict[str, np.ndarray]:
+        """Return what is taken of the maps of some convolutions on a photograph: of those kept, or of new ones."""
+        self._materials.photographs[photo].check()
+        maps = self._recent.of(photo, takes)
+        if maps is None:
+            order = [*self._bytes]
+            seen = order[: 1 + max(map(order.index, takes))]  # those before the last one cost nothing
+            if sum(self._bytes[layer] for layer in seen) > self._recent.room:
+                return self._seen(photo, takes)
+            maps = self._seen(photo, dict.fromkeys(seen, lambda maps: maps))
+            self._recent.keep(photo, maps)
+        return {layer: take(maps[layer]) for layer, take in takes.items()}
+
+    def _seen(self, photo: str, takes: Mapping[str, Take]) -> dict[str, np.ndarray]:
+        """Run the model on a photograph and return what is taken of the maps of some convolutions."""
+        found: dict[str, np.ndarray] = {}
 
         def reader(layer: str) -> Callable[[torch.Tensor], None]:
-            row, column = positions[layer]
-
             def read(output: torch.Tensor) -> None:
-                found[layer] = output[0, :, row, column].float().cpu().tolist()
+                found[layer] = takes[layer](output[0].float().cpu().numpy()).copy()  # the model may overwrite it
 
             return read
 
-        with torch.no_grad():
-            look(self._looking, {layer: reader(layer) for layer in positions}, self._input(photo))
+        with self._model, torch.no_grad():
+            look(self._looking, {layer: reader(layer) for layer in takes}, self._input(photo))
         return found
 
     def _contrast(self, file: Path, a: str, b: str) -> dict[str, Any]:
@@ -239,6 +288,11 @@ class Questions:
             side(self._materials.opening.size),
         )
         return image.to(self._looking.device, self._looking.dtype)
+
+    @cached_property
+    def _bytes(self) -> dict[str, int]:
+        """The size of the maps of each convolution that can be indexed on a photograph, in execution order."""
+        return {info.name: 4 * info.channels * math.prod(info.map) for info in self._materials.convolutions}
 
     @cached_property
     def _looking(self) -> Network:

@@ -136,7 +136,9 @@ class Session:
 
     def indexed(self, layer: Mapping[str, Any]) -> tuple[LayerFile, list[int]]:
         """Return the index of a layer, and the number of the photograph of each of its images."""
-        index = self.index()
+        return self._layer_of(self.index(), layer)
+
+    def _layer_of(self, index: Mapping[str, Any] | None, layer: Mapping[str, Any]) -> tuple[LayerFile, list[int]]:
         if index is not None:
             file = next((one["file"] for one in index["layers"] if one["layer"] == layer["name"]), None)
             found = None if file is None else self.store.layer(index["key"], file)
@@ -367,6 +369,21 @@ class Session:
                     found[int(number)] = note
         return found
 
+    def expect(self, photo: str) -> None:
+        """Prepare for questions about a photograph: the worker runs the model on it, and the index is read."""
+        self.jobs.tell("look", photo)
+        with contextlib.suppress(UnavailableError):
+            self._indexed()
+
+    def _indexed(self) -> dict[str, LayerFile]:
+        """Return the index of each layer that has one, by name."""
+        index, found = self.index(), {}
+        for layer in self.about()["layers"]:
+            if layer["indexed"]:
+                with contextlib.suppress(HTTPException):
+                    found[layer["name"]] = self._layer_of(index, layer)[0]
+        return found
+
     def point(self, photo: str, x: float, y: float, count: int) -> list[dict[str, Any]]:
         """Return the units that are highest at a point of a photograph, by layer.
 
@@ -376,12 +393,7 @@ class Session:
             y: Row of the model's image, in pixels.
             count: Number of units of each layer, at most.
         """
-        places: dict[str, tuple[LayerFile, list[int]]] = {}
-        for layer in self.about()["layers"]:
-            if layer["indexed"]:
-                with contextlib.suppress(HTTPException):
-                    file, _ = self.indexed(layer)
-                    places[layer["name"]] = file, file.nearest(y, x)
+        places = {name: (file, file.nearest(y, x)) for name, file in self._indexed().items()}
         if not places:
             raise HTTPException(404, "No layer has been indexed yet; the job index does that.")
         values = self.jobs.ask("values", photo, {name: position for name, (_, position) in places.items()})

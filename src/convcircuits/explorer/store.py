@@ -46,6 +46,9 @@ NOTES = "convcircuits-notes/1"
 THUMBS = 256 * 2**20
 """Bytes of small pictures to keep, those used last."""
 
+LAYERS = 512 * 2**20
+"""Bytes of an index's files that stay in memory, those used last: a click on a photograph needs all layers."""
+
 DERIVED = 2 * 2**30
 """Bytes of indexes, diagrams, modules and other derived files to keep, those used last, besides the present index."""
 
@@ -303,7 +306,7 @@ class Store:
                 if known is None or known[0] != stamp:
                     known = (stamp, LayerFile.read(path.read_bytes()))
                 self._arrays[path] = known  # the last one used is the last
-                while len(self._arrays) > _LAYERS:
+                while len(self._arrays) > 1 and sum(size for (_, size), _ in self._arrays.values()) > LAYERS:
                     del self._arrays[next(iter(self._arrays))]
             return known[1]
         except FileNotFoundError:
@@ -542,9 +545,6 @@ def _is_job(content: Mapping[str, Any], id: str) -> bool:
     }
     fits = all(isinstance(content.get(name), kind) and content[name] is not True for name, kind in kinds.items())
     return fits and content.get("id") == id and content.get("state") == "done"
-
-
-_LAYERS = 8  # of an index that stay in memory
 
 
 def _locked(file: Path, remark: Callable[[str], None]) -> BinaryIO:

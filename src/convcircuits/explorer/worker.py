@@ -6,6 +6,7 @@ or ``failed``. A job that comes while another runs is done between two steps of 
 ``(number, name, arguments)``, and go ``(number, answered, answer)``.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -154,16 +156,36 @@ class Reporter:
 
 
 def _answer(answers: Questions, questions: Connection) -> None:
-    while True:
-        try:
-            number, name, arguments = questions.recv()
-        except (EOFError, OSError):
-            return
+    """Answer questions: at once if that needs no model, so that none of these waits for one that does."""
+    sending = threading.Lock()
+    looking: Future[None] | None = None
+
+    def reply(number: int, name: str, arguments: tuple[Any, ...]) -> None:
         try:
             answered, answer = True, answers.answer(name, *arguments)
         except Exception as error:
             answered, answer = False, _sentence(error)
-        questions.send((number, answered, answer))
+        with sending, contextlib.suppress(OSError):  # the server has ended
+            questions.send((number, answered, answer))
+
+    with ThreadPoolExecutor(1) as others:
+        while True:
+            try:
+                number, name, arguments = questions.recv()
+            except (EOFError, OSError):
+                return
+            try:
+                at_once = answers.known(name, *arguments)
+            except Exception:  # answering fails as well, and says why
+                at_once = True
+            if at_once:
+                reply(number, name, arguments)
+                continue
+            waiting = others.submit(reply, number, name, arguments)
+            if name == "look":
+                if looking is not None:
+                    looking.cancel()  # another page has opened meanwhile
+                looking = waiting
 
 
 def _sentence(error: Exception) -> str:

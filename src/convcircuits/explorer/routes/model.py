@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, HTTPException, Query, Response
+from fastapi import BackgroundTasks, FastAPI, Header, HTTPException, Query, Response
 from fastapi.responses import StreamingResponse
 
 from convcircuits.explorer import schemas
@@ -72,9 +72,16 @@ def add(app: FastAPI, session: Session) -> None:
         return schemas.PhotoPage(total=len(every), offset=offset, photographs=every[offset : offset + limit])
 
     @get("/api/v1/photos/{photo}", tags=["photographs"])
-    def photo(photo: IdInPath) -> schemas.Photo:
+    def photo(
+        photo: IdInPath,
+        afterwards: BackgroundTasks,
+        ahead: Annotated[bool, Query(description="Prepare for questions about its points and maps.")] = False,
+    ) -> schemas.Photo:
         """A photograph."""
-        return schemas.Photo(**session.photo(photo))
+        one = schemas.Photo(**session.photo(photo))
+        if ahead:
+            afterwards.add_task(session.expect, photo)
+        return one
 
     @get("/api/v1/photos/{photo}/point", tags=["photographs"])
     def point(
