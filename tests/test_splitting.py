@@ -1,6 +1,7 @@
 """Images in groups by how the network computes a feature, on a unit whose mechanisms are known."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +37,9 @@ def test_a_unit_of_two_mechanisms_is_divided_and_its_circuits_are_theirs():
     assert [one.groups for one in found.divisions] == [("A", "B"), ("A",), ("B",)]
     lines = found.summary().splitlines()
     assert [line[:3] for line in lines if "not fall into two" in line or "too few" in line] == ["A: ", "B: "]
+    other = dataclasses.replace(found, cross=dataclasses.replace(found.cross))  # of groups that were merged
+    assert other.verdict_sentence.endswith(f"These two groups: {found.cross.verdict_sentence}")
+    assert "These two" not in found.verdict_sentence
     third = dataclasses.replace(found, circuits={**found.circuits, "C": found.circuits["A"]})
     assert third.verdict_sentence.endswith(f"All 3 groups together: {found.cross.verdict_sentence}")
     for name, circuits in found.circuits.items():
@@ -70,6 +74,51 @@ def test_what_the_first_cut_divides_although_it_is_one_mechanism_is_merged(monke
     last = found.divisions[-1]
     assert last.sentence.startswith("Two groups of different divisions are not told apart. The circuits are not sel")
     assert (last.kept, last.supported, last.images, len(last.groups)) == (False, False, 30, 1)
+
+
+class Dealt(_Tree):
+    """Images of pieces that are named by digits and cut as told; all are told apart but those that are ``alike``."""
+
+    def __init__(self, cuts, alike):
+        self.cuts, self.alike = cuts, [set(pair) for pair in alike]
+        self.pieces = torch.arange(4).repeat_interleave(20)
+        train = torch.arange(80) % 2 == 0
+        super().__init__(None, np.arange(80), train, alpha=0.05, seed=0, find_all=None, cross_all=None)
+
+    def of(self, part):
+        return "".join(str(one) for one in self.pieces[part].unique().tolist())
+
+    def p_value(self, part):
+        return (0.0 if self.of(part) in self.cuts else 1.0), 100
+
+    def _halves(self, part, count):
+        cut = zip("AB", self.cuts[self.of(part)], strict=True)
+        return {name: part & torch.isin(self.pieces, torch.tensor([int(one) for one in some])) for name, some in cut}
+
+    def crossed(self, parts):
+        apart = {self.of(part) for part in parts.values()} not in self.alike
+        return SimpleNamespace(
+            verdict="selective" if apart else "not selective", verdict_sentence="So it was compared."
+        )
+
+    def groups(self):
+        return sorted(self.of(part) for part in self.divide(torch.ones(80, dtype=torch.bool)).values())
+
+
+CUTS = {"0123": ["01", "23"], "01": ["0", "1"], "23": ["2", "3"]}
+
+
+def test_what_is_merged_is_compared_with_the_other_groups_of_its_division_too():
+    assert Dealt(CUTS, []).groups() == ["0", "1", "2", "3"]
+    assert Dealt(CUTS, [("0", "2")]).groups() == ["02", "1", "3"]
+    assert Dealt(CUTS, [("0", "2"), ("02", "1")]).groups() == ["012", "3"]
+
+
+def test_if_all_would_be_merged_the_parts_that_are_told_apart_stay():
+    tree = Dealt(CUTS, [("0", "2"), ("02", "1"), ("012", "3")])
+    assert tree.groups() == ["01", "23"]
+    assert [one.kept for _, one in tree.tried][-4:] == [False, False, False, True]
+    assert tree.tried[-1][1].sentence.endswith("told apart. So it was compared. So these are the groups.")
 
 
 def test_the_number_of_groups_can_be_given():

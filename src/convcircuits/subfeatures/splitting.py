@@ -306,23 +306,28 @@ class _Tree:
         one, other = (list(self.divide(half).values()) for half in halves.values())
         if len(one) == len(other) == 1:
             return halves
-        leaves = self._told_apart(one, other)
-        return _named(leaves) if len(leaves) > 1 else halves  # which are told apart
+        leaves = self._told_apart([*one, *other])
+        if len(leaves) > 1:
+            return _named(leaves)
+        said = f"Merged like that, all would be one group, but two parts are told apart. {report.verdict_sentence}"
+        self._tried(part, p_value, f"{said} So these are the groups.", report, True, supported=True)
+        return halves
 
-    def _told_apart(self, one: list[Tensor], other: list[Tensor]) -> list[Tensor]:
-        """Merge groups of two halves, which no test has compared, that are not told apart.
+    def _told_apart(self, groups: list[Tensor]) -> list[Tensor]:
+        """Merge groups that are not told apart.
 
-        The first cut may go through a mechanism and come out selective because of the others.
+        The first cut may go through a mechanism and come out selective because of the others. What was compared before,
+        such as the two parts of a group, is not compared again.
         """
-        for a, b in itertools.product(one, other):
+        for a, b in itertools.combinations(groups, 2):
             report = self.crossed(_named([a, b]))
             if report.verdict != "selective":
                 both, supported = a | b, _SUPPORTED[report.verdict]
                 said = f"Two groups of different divisions are not told apart. {report.verdict_sentence}"
                 said = f"{said} So they are one group."
                 self._tried(both, self.p_value(both)[0], said, report, supported=supported)
-                return self._told_apart([x for x in one if x is not a] + [both], [x for x in other if x is not b])
-        return [*one, *other]
+                return self._told_apart([*(one for one in groups if one is not a and one is not b), both])
+        return groups
 
     def into(self, part: Tensor, count: int) -> dict[str, Tensor]:
         """Divide a group into so many, whatever the tests say."""
