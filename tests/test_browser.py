@@ -924,8 +924,13 @@ def test_labels_and_notes_are_shown_found_saved_and_undone(show, tmp_path):
     expect(page.locator(".results li")).to_have_count(1)
     page.keyboard.press("Escape")
     page.go_back()
+    expect(page.locator("[part=notice]")).to_contain_text("Labels and notes are those of this address now.")
     page.go_back()
     expect(page.locator(f"[data-node='{node}'] text")).not_to_contain_text("rim")
+    page.go_back()  # before the filter was clicked, where there are no labels either
+    expect(page.locator("[part=notice]")).to_have_count(0)
+    page.evaluate("location.hash = '#label=9999:nothing'")
+    expect(page.locator("[part=notice]")).to_contain_text("opened without what does not fit this diagram: notes.")
     page = show(again.document)
     expect(page.locator(f"[data-node='{node}'] text")).to_contain_text("<i>rim")
     page.locator("[data-mode-button=table]").click()
