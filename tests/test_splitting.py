@@ -11,7 +11,7 @@ import convcircuits as cc
 import twofold
 from convcircuits.subfeatures.chosen import Chosen
 from convcircuits.subfeatures.grouping import Coordinates, two_groups_p_value
-from convcircuits.subfeatures.splitting import _Tree
+from convcircuits.subfeatures.splitting import _named, _Tree
 from convcircuits.zoo.planted import plant, planted_images, polysemantic
 
 torch.set_num_threads(1)
@@ -72,18 +72,23 @@ def test_what_the_first_cut_divides_although_it_is_one_mechanism_is_merged(monke
     found = cc.split(planted.model, planted.feature, made, densities=[0.25], shuffles=1)
     assert sorted(truth[found.images(name)].unique().tolist() for name in found.circuits) == [[0], [1], [2]]
     last = found.divisions[-1]
-    assert last.sentence.startswith("Two groups of different divisions are not told apart. The circuits are not sel")
+    assert last.sentence.startswith("Two groups are not told apart. The circuits are not sel")
     assert (last.kept, last.supported, last.images, len(last.groups)) == (False, False, 30, 1)
 
 
 class Dealt(_Tree):
-    """Images of pieces that are named by digits and cut as told; all are told apart but those that are ``alike``."""
+    """Images of pieces that are named by digits and cut as told.
 
-    def __init__(self, cuts, alike):
-        self.cuts, self.alike = cuts, [set(pair) for pair in alike]
-        self.pieces = torch.arange(4).repeat_interleave(20)
-        train = torch.arange(80) % 2 == 0
-        super().__init__(None, np.arange(80), train, alpha=0.05, seed=0, find_all=None, cross_all=None)
+    All groups are told apart but those in ``alike``, two names -> their selectivity. ``order`` is that of the pieces'
+    images, and ``compared`` the names of the groups of each cross-test.
+    """
+
+    def __init__(self, cuts, alike=(), order="0123"):
+        self.cuts, self.alike, self.compared = cuts, {frozenset(pair): of for pair, of in dict(alike).items()}, []
+        self.pieces = torch.tensor([int(one) for one in order]).repeat_interleave(20)
+        train = torch.arange(len(self.pieces)) % 2 == 0
+        names = np.arange(len(self.pieces))
+        super().__init__(None, names, train, alpha=0.05, seed=0, find_all=lambda some: [], cross_all=self.compare)
 
     def of(self, part):
         return "".join(str(one) for one in self.pieces[part].unique().tolist())
@@ -92,33 +97,52 @@ class Dealt(_Tree):
         return (0.0 if self.of(part) in self.cuts else 1.0), 100
 
     def _halves(self, part, count):
-        cut = zip("AB", self.cuts[self.of(part)], strict=True)
-        return {name: part & torch.isin(self.pieces, torch.tensor([int(one) for one in some])) for name, some in cut}
+        named = [torch.isin(self.pieces, torch.tensor([int(one) for one in some])) for some in self.cuts[self.of(part)]]
+        return _named(named)
 
-    def crossed(self, parts):
-        apart = {self.of(part) for part in parts.values()} not in self.alike
+    def compare(self, circuits, tested, trained):
+        pair = frozenset(self.of(part) for part in tested.values())
+        assert pair == {self.of(part) for part in trained.values()}
+        self.compared.append(pair)
+        value = self.alike.get(pair, 1.0)
+        word = "not selective" if value <= 0 else "not decided" if value < 1 else "selective"
+        said = f"{' and '.join(sorted(pair))}: {word}."
         return SimpleNamespace(
-            verdict="selective" if apart else "not selective", verdict_sentence="So it was compared."
+            verdict=word, verdict_sentence=said, chosen=1, selectivity=[None, SimpleNamespace(value=value)]
         )
 
     def groups(self):
-        return sorted(self.of(part) for part in self.divide(torch.ones(80, dtype=torch.bool)).values())
+        return sorted(self.of(part) for part in self.divide(torch.ones(len(self.pieces), dtype=torch.bool)).values())
 
 
 CUTS = {"0123": ["01", "23"], "01": ["0", "1"], "23": ["2", "3"]}
 
 
-def test_what_is_merged_is_compared_with_the_other_groups_of_its_division_too():
-    assert Dealt(CUTS, []).groups() == ["0", "1", "2", "3"]
-    assert Dealt(CUTS, [("0", "2")]).groups() == ["02", "1", "3"]
-    assert Dealt(CUTS, [("0", "2"), ("02", "1")]).groups() == ["012", "3"]
+def test_what_is_merged_is_compared_with_all_other_groups_and_no_two_groups_twice():
+    assert Dealt(CUTS).groups() == ["0", "1", "2", "3"]
+    assert Dealt(CUTS, {("0", "2"): 0}).groups() == ["02", "1", "3"]
+    tree = Dealt(CUTS, {("0", "2"): 0, ("02", "1"): 0.5})  # 0 and 1 were told apart, 1 and all that is alike are not
+    assert tree.groups() == ["012", "3"]
+    assert [one.supported for _, one in tree.tried][-2:] == [False, None]
+    assert tree.tried[-1][1].sentence == "Two groups are not told apart. 02 and 1: not decided. So they are one group."
+    assert len(tree.compared) == len(set(tree.compared)) == 10  # 01|23, each two of 0 to 3, those with 02, 012|3
+
+
+@pytest.mark.parametrize("order", ["0123", "3210", "2013", "1302"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_which_groups_are_merged_does_not_depend_on_their_order(order, turned):
+    cuts = {whole: some[::-1] if turned else some for whole, some in CUTS.items()}
+    assert Dealt(cuts, {("0", "2"): 0.2, ("0", "3"): 0.1, ("1", "2"): 0.3}, order).groups() == ["03", "12"]
+    assert Dealt(cuts, {("0", "2"): -0.2, ("0", "3"): -0.1, ("02", "3"): 0.9}, order).groups() == ["023", "1"]
+    named = Dealt(cuts, order=order).divide(torch.ones(80, dtype=torch.bool))
+    assert {name: part.nonzero()[0].item() for name, part in named.items()} == {"A": 0, "B": 20, "C": 40, "D": 60}
 
 
 def test_if_all_would_be_merged_the_parts_that_are_told_apart_stay():
-    tree = Dealt(CUTS, [("0", "2"), ("02", "1"), ("012", "3")])
+    tree = Dealt(CUTS, {("0", "2"): 0, ("02", "1"): 0, ("012", "3"): 0})
     assert tree.groups() == ["01", "23"]
     assert [one.kept for _, one in tree.tried][-4:] == [False, False, False, True]
-    assert tree.tried[-1][1].sentence.endswith("told apart. So it was compared. So these are the groups.")
+    assert tree.tried[-1][1].sentence.endswith("told apart. 01 and 23: selective. So these are the groups.")
 
 
 def test_the_number_of_groups_can_be_given():
