@@ -22,6 +22,7 @@ from convcircuits.drawing.host import Diagram
 from convcircuits.drawing.page import plain_text
 from convcircuits.drawing.tiles import read_data_url
 from diagrams import DOCUMENTS, HOSTILE, deep, hostile, plain
+from texts import LONG, TEXTS
 
 AXE_RUN = """axe.run(document, { rules: { "label-content-name-mismatch": { enabled: true } } })
   .then(({ violations }) => violations)"""
@@ -935,6 +936,33 @@ def test_labels_and_notes_are_shown_found_saved_and_undone(show, tmp_path):
     expect(page.locator(f"[data-node='{node}'] text")).to_contain_text("<i>rim")
     page.locator("[data-mode-button=table]").click()
     assert any("<i>rim" in text for text in page.locator("tbody td").all_inner_texts())
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_texts_are_text_in_the_page_in_its_address_and_in_its_files(show, tmp_path, text):
+    """``show`` fails if one runs, or is an element that the page's policy refuses."""
+    document = DOCUMENTS["plain"]()
+    page, node = show(document), middle(document)
+    page.locator(f"[data-node='{node}'] .frame").click()
+    page.locator("[part=label]").fill(text)
+    page.locator("[part=label]").press("Enter")
+    page.locator("[part=note-text]").fill(LONG[:900])  # a browser counts some characters twice
+    page.locator("[part=note-text]").press("Escape")
+    page.reload()
+    page.locator("html[data-ready=true]").wait_for()
+    expect(page.locator("[part=notice]")).to_have_count(0)
+    document = Document.from_json(saved(page, "json"))
+    assert document.view.notes == (Note(node, text, LONG[:900]),)
+    (tmp_path / "view.json").write_bytes(saved(page, "view", "a-small-network-conv3-1.view"))
+    ElementTree.fromstring(saved(page, "svg"))
+    page = show(DOCUMENTS["plain"]())
+    page.locator("[part=export]").click()
+    with page.expect_file_chooser() as chosen:
+        page.locator("[part=open-view]").click()
+    chosen.value.set_files(tmp_path / "view.json")
+    page.locator(f"svg[data-isolated='{node}']").wait_for()
+    expect(page.locator("[part=notice]")).to_have_count(0)
+    assert Document.from_json(saved(page, "json")).view == document.view
 
 
 HREF = re.compile(r'(?<=href=")data:image/[^"]*')

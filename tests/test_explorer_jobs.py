@@ -7,6 +7,8 @@ import io
 import json
 import re
 import zipfile
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
 
 import httpx
@@ -30,6 +32,7 @@ from convcircuits.explorer.routes import application
 from convcircuits.explorer.session import Session
 from convcircuits.explorer.tasks import TASKS, do
 from convcircuits.zoo.prepared import Prepared
+from texts import LONG, TEXTS
 
 SOURCE = """
 import torch
@@ -536,6 +539,61 @@ def test_a_bundle_brings_a_circuit_its_figures_and_its_note(explored, shared, tm
     again = Session(Opening(model=model, images=images, project=project, bundle=shared))
     assert len(again.store.circuits()) == 1
     again.close()
+
+
+class Elements(HTMLParser):
+    """What a page has: its elements, and the text of each script."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.handlers = Counter(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags[tag] += 1
+        self.handlers += [name for name, _ in attributes if name.startswith("on")]
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_texts_of_notes_come_back_as_they_were_written(explored, tmp_path, text):
+    """In answers, the project's file, the page that is shared, and the bundle."""
+    explored.job("diagram", circuit=explored.circuit)
+    before = {path: explored.get(path) for path in noted(explored)}
+
+    def write(path, note):
+        tag = explored.request("GET", path).headers["etag"]
+        return explored.request("PUT", path, json=note, headers={"if-match": tag})
+
+    def page():
+        answer = explored.request("GET", f"circuits/{explored.circuit}/page")
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    bare = Elements(page())
+    notes = {
+        path: {"label": text, "star": False, "text": LONG[:1000] if "filters" in path else LONG} for path in before
+    }
+    for path, note in notes.items():
+        assert write(path, note).json() == note
+        assert explored.get(path) == note
+    assert [*explored.get("notes").values()] == [*notes.values()]
+    assert write(noted(explored)[0], {"label": 40 * text}).status_code == 422  # it is too long
+
+    (tmp_path / "page.html").write_text(page(), encoding="utf-8")
+    shown = cc.Diagram.load(tmp_path / "page.html")
+    assert (shown.labels["2:3"], shown.notes["2:3"]) == (text, LONG[:1000])
+    elements = Elements(page())
+    assert {tag for tag in elements.tags if elements.tags[tag] > bare.tags[tag]} <= {"aside", "h2", "p", "br"}
+    assert elements.handlers == bare.handlers == []
+
+    content = explored.request("GET", f"circuits/{explored.circuit}/bundle").content
+    (tmp_path / "b.zip").write_bytes(content)
+    found = Explored(dataclasses.replace(explored.session.opening, project=tmp_path / "p", bundle=tmp_path / "b.zip"))
+    for path, note in notes.items():
+        assert found.get(path) == note
+    found.session.close()
+    for path, note in before.items():
+        assert write(path, note).status_code == 200
 
 
 def test_figures_of_another_basis_do_not_hide_those_that_were_sent(explored, shared, tmp_path):
