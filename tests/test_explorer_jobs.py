@@ -541,6 +541,52 @@ def test_a_bundle_brings_a_circuit_its_figures_and_its_note(explored, shared, tm
     again.close()
 
 
+def test_a_circuit_that_cannot_be_measured_is_not_lost(explored, monkeypatch):
+    def fails(*arguments, **options):
+        raise RuntimeError("CUDA out of memory")
+
+    asked = {**FIND, "density": 0.45}
+    known = {one.id for one in explored.session.store.circuits()}
+    with monkeypatch.context() as patched:
+        patched.setattr(circuit_tasks, "_measured", fails)
+        with pytest.raises(RuntimeError):
+            explored.job(**asked)
+    (found,) = {one.id for one in explored.session.store.circuits()} - known
+    assert explored.get(f"circuits/{found}")["report"] is None
+    assert explored.job("evaluate", circuit=found) == {"circuit": found}
+    first = explored.get(f"circuits/{found}")["report"]
+    assert explored.job(**asked)["circuit"] == found
+    assert explored.get(f"circuits/{found}")["report"]["figures"] == first["figures"]
+
+
+def test_a_file_that_is_removed_just_now_is_not_found(explored, monkeypatch):
+    """And one that is replaced is not taken for the one before, in a bundle either."""
+    explored.job("extract", circuit=explored.circuit)
+    explored.job("visualise", layer="2", unit=3, steps=2)
+    paths = [f"circuits/{explored.circuit}/{what}" for what in ("file", "bundle", "module")]
+    paths.append("layers/2/units/3/picture")
+    for path in paths:
+        assert explored.request("GET", path).status_code == 200
+    store = explored.session.store
+    for path in paths[:2]:
+        monkeypatch.setattr(store, "content", lambda file: b"another")
+        assert explored.request("GET", path).status_code == 404
+    for path in paths:
+        monkeypatch.setattr(store, "content", lambda file: None)
+        assert explored.request("GET", path).status_code == 404
+
+
+def test_a_model_in_place_of_another_has_other_weights(explored, monkeypatch):
+    """As when the worker starts again, and the file of weights has changed."""
+    one = explored.session.store.circuit(explored.circuit)
+    assert explored.session.same_weights(one)
+    monkeypatch.setattr(explored.session.jobs, "ask", lambda name, layer: "other")
+    assert explored.session.same_weights(one)  # known from before
+    explored.session._ready()
+    assert explored.session.same_weights(one) is False
+    explored.session._weights.clear()
+
+
 class Elements(HTMLParser):
     """What a page has: its elements, and the text of each script."""
 
