@@ -348,6 +348,7 @@ def test_the_index_in_use_stays_when_pictures_that_are_written_trim_the_rest(sto
     [
         ({"label": "x" * 201}, "its label has more than 200 characters"),
         ({"text": "x" * 20_001}, "its text has more than 20,000 characters"),
+        ({"label": "a\ud83d"}, "its label has a half of a character"),
         ({"label": 3}, "its label is 3"),
         ({"star": 1}, "its star is 1"),
         ({"other": ""}, "other fields"),

@@ -535,6 +535,8 @@ def problem_of_note(note: Any) -> str:
     for name, most in (("label", LONGEST_LABEL), ("text", LONGEST_TEXT)):
         if len(note.get(name, "")) > most:
             return f"its {name} has more than {most:,} characters"
+        if any("\ud800" <= character <= "\udfff" for character in note.get(name, "")):
+            return f"its {name} has a half of a character"
     return ""
 
 
