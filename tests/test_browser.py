@@ -795,6 +795,38 @@ def test_a_view_is_saved_to_a_file_and_opened_again(show, tmp_path):
     expect(page.locator("svg[data-isolated]")).to_have_count(0)
 
 
+LATE = """addEventListener("hashchange", event => {
+    if (!window.late || !event.isTrusted) return;
+    event.stopImmediatePropagation();
+    setTimeout(() => dispatchEvent(new Event("hashchange")), 400);
+})"""
+FORWARD = """async () => {
+    const heard = () => new Promise(done => addEventListener("hashchange", done, { once: true }));
+    history.forward();
+    await heard();
+    window.late = true;
+    history.forward();
+    await heard();
+}"""
+
+
+def test_forward_right_after_forward_is_not_lost(show):
+    """The page writes its view a moment after it is another one. Here it hears later than that of the second step."""
+    document = DOCUMENTS["wide"]()
+    page, node = show(document), middle(document)
+    page.add_init_script(LATE)  # before the page listens itself
+    page.reload()
+    page.locator(f"[data-node='{node}'] .frame").click()
+    page.locator("[data-paths=all]").click()
+    for _ in range(2):
+        page.go_back()
+    expect(page.locator("svg[data-isolated]")).to_have_count(0)
+    page.wait_for_timeout(300)
+    page.evaluate(FORWARD)
+    expect(page.locator("[data-paths=all]")).to_have_attribute("aria-pressed", "true")
+    expect(page).to_have_url(re.compile(f"isolate={node}&paths=all$"))
+
+
 def test_back_undoes_the_last_click_however_soon(show):
     page = show(DOCUMENTS["wide"]())
     page.locator("[data-paths=all]").click()
