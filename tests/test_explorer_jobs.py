@@ -568,12 +568,18 @@ def test_a_file_that_is_removed_just_now_is_not_found(explored, monkeypatch):
     for path in paths:
         assert explored.request("GET", path).status_code == 200
     store = explored.session.store
+    content = store.content
+
+    def answering(other):
+        return lambda file: content(file) if file.suffix == ".json" else other
+
+    monkeypatch.setattr(store, "content", answering(b"another"))
     for path in paths[:2]:
-        monkeypatch.setattr(store, "content", lambda file: b"another")
         assert explored.request("GET", path).status_code == 404
+    monkeypatch.setattr(store, "content", answering(None))
     for path in paths:
-        monkeypatch.setattr(store, "content", lambda file: None)
         assert explored.request("GET", path).status_code == 404
+    assert store.report(explored.circuit) is not None
 
 
 def test_a_model_in_place_of_another_has_other_weights(explored, monkeypatch):
