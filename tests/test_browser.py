@@ -22,6 +22,7 @@ from convcircuits.drawing.host import Diagram
 from convcircuits.drawing.page import plain_text
 from convcircuits.drawing.tiles import read_data_url
 from diagrams import DOCUMENTS, HOSTILE, deep, hostile, plain
+from texts import LONG, TEXTS
 
 AXE_RUN = """axe.run(document, { rules: { "label-content-name-mismatch": { enabled: true } } })
   .then(({ violations }) => violations)"""
@@ -813,6 +814,38 @@ def test_a_view_is_saved_to_a_file_and_opened_again(show, tmp_path):
     expect(page.locator("svg[data-isolated]")).to_have_count(0)
 
 
+LATE = """addEventListener("hashchange", event => {
+    if (!window.late || !event.isTrusted) return;
+    event.stopImmediatePropagation();
+    setTimeout(() => dispatchEvent(new Event("hashchange")), 400);
+})"""
+FORWARD = """async () => {
+    const heard = () => new Promise(done => addEventListener("hashchange", done, { once: true }));
+    history.forward();
+    await heard();
+    window.late = true;
+    history.forward();
+    await heard();
+}"""
+
+
+def test_forward_right_after_forward_is_not_lost(show):
+    """The page writes its view a moment after it is another one. Here it hears later than that of the second step."""
+    document = DOCUMENTS["wide"]()
+    page, node = show(document), middle(document)
+    page.add_init_script(LATE)  # before the page listens itself
+    page.reload()
+    page.locator(f"[data-node='{node}'] .frame").click()
+    page.locator("[data-paths=all]").click()
+    for _ in range(2):
+        page.go_back()
+    expect(page.locator("svg[data-isolated]")).to_have_count(0)
+    page.wait_for_timeout(300)
+    page.evaluate(FORWARD)
+    expect(page.locator("[data-paths=all]")).to_have_attribute("aria-pressed", "true")
+    expect(page).to_have_url(re.compile(f"isolate={node}&paths=all$"))
+
+
 def test_back_undoes_the_last_click_however_soon(show):
     page = show(DOCUMENTS["wide"]())
     page.locator("[data-paths=all]").click()
@@ -943,12 +976,44 @@ def test_labels_and_notes_are_shown_found_saved_and_undone(show, tmp_path):
     expect(page.locator(".results li")).to_have_count(1)
     page.keyboard.press("Escape")
     page.go_back()
+    expect(page.locator("[part=notice]")).to_contain_text("Labels and notes are those of this address now.")
     page.go_back()
     expect(page.locator(f"[data-node='{node}'] text")).not_to_contain_text("rim")
+    page.go_back()  # before the filter was clicked, where there are no labels either
+    expect(page.locator("[part=notice]")).to_have_count(0)
+    page.evaluate("location.hash = '#label=9999:nothing'")
+    expect(page.locator("[part=notice]")).to_contain_text("opened without what does not fit this diagram: notes.")
     page = show(again.document)
     expect(page.locator(f"[data-node='{node}'] text")).to_contain_text("<i>rim")
     page.locator("[data-mode-button=table]").click()
     assert any("<i>rim" in text for text in page.locator("tbody td").all_inner_texts())
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_texts_are_text_in_the_page_in_its_address_and_in_its_files(show, tmp_path, text):
+    """``show`` fails if one runs, or is an element that the page's policy refuses."""
+    document = DOCUMENTS["plain"]()
+    page, node = show(document), middle(document)
+    page.locator(f"[data-node='{node}'] .frame").click()
+    page.locator("[part=label]").fill(text)
+    page.locator("[part=label]").press("Enter")
+    page.locator("[part=note-text]").fill(LONG[:900])  # a browser counts some characters twice
+    page.locator("[part=note-text]").press("Escape")
+    page.reload()
+    page.locator("html[data-ready=true]").wait_for()
+    expect(page.locator("[part=notice]")).to_have_count(0)
+    document = Document.from_json(saved(page, "json"))
+    assert document.view.notes == (Note(node, text, LONG[:900]),)
+    (tmp_path / "view.json").write_bytes(saved(page, "view", "a-small-network-conv3-1.view"))
+    ElementTree.fromstring(saved(page, "svg"))
+    page = show(DOCUMENTS["plain"]())
+    page.locator("[part=export]").click()
+    with page.expect_file_chooser() as chosen:
+        page.locator("[part=open-view]").click()
+    chosen.value.set_files(tmp_path / "view.json")
+    page.locator(f"svg[data-isolated='{node}']").wait_for()
+    expect(page.locator("[part=notice]")).to_have_count(0)
+    assert Document.from_json(saved(page, "json")).view == document.view
 
 
 HREF = re.compile(r'(?<=href=")data:image/[^"]*')

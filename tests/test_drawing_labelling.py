@@ -1,12 +1,16 @@
 """Labels of filters that a person has written: from a file, and in a diagram."""
 
+import csv
+import io
 import json
+from xml.etree import ElementTree
 
 import pytest
 
 import convcircuits as cc
 from convcircuits.drawing.labelling import read_labels
 from nets import NETS
+from texts import LONG, TEXTS
 
 CASE = NETS["plain"]
 FEATURE = cc.Feature(*CASE.features[-1])
@@ -76,6 +80,32 @@ def test_a_file_of_labels_is_json_or_a_table(tmp_path, text):
     path = tmp_path / "labels"
     path.write_bytes(text.encode())
     assert read_labels(path) == LABELS
+
+
+def test_texts_come_back_as_they_were_written(tmp_path):
+    """In files of labels and of diagrams, and a figure shows them as text."""
+    labels = {f"features.0:{n}": text for n, text in enumerate(TEXTS.values())}
+    for name, text in (("labels.json", json.dumps(labels)), ("labels.csv", tabled(labels))):
+        (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+        assert read_labels(tmp_path / name) == labels
+    for text in TEXTS.values():
+        diagram = drawn({f"{FEATURE.layer}:{FEATURE.unit}": text}, density=1.0)
+        diagram.notes = {"features.0:1": LONG[:1000]}
+        for kind in ("json", "html"):
+            diagram.save(tmp_path / f"d.{kind}")
+            again = cc.Diagram.load(tmp_path / f"d.{kind}")
+            assert (again.labels, again.notes) == (diagram.labels, diagram.notes)
+        diagram.save(tmp_path / "d.svg")
+        root = ElementTree.fromstring((tmp_path / "d.svg").read_text(encoding="utf-8"))
+        assert {element.tag.rpartition("}")[2] for element in root.iter()}.isdisjoint({"script", "img", "style"})
+        shown = ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
+        assert any(text.split()[0][:6] in each for each in shown), shown
+
+
+def tabled(labels):
+    table = io.StringIO()
+    csv.writer(table).writerows([("filter", "label"), *labels.items()])
+    return table.getvalue()
 
 
 @pytest.mark.parametrize(

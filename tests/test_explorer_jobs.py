@@ -7,6 +7,8 @@ import io
 import json
 import re
 import zipfile
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
 
 import httpx
@@ -30,6 +32,7 @@ from convcircuits.explorer.routes import application
 from convcircuits.explorer.session import Session
 from convcircuits.explorer.tasks import TASKS, do
 from convcircuits.zoo.prepared import Prepared
+from texts import LONG, TEXTS
 
 SOURCE = """
 import torch
@@ -536,6 +539,113 @@ def test_a_bundle_brings_a_circuit_its_figures_and_its_note(explored, shared, tm
     again = Session(Opening(model=model, images=images, project=project, bundle=shared))
     assert len(again.store.circuits()) == 1
     again.close()
+
+
+def test_a_circuit_that_cannot_be_measured_is_not_lost(explored, monkeypatch):
+    def fails(*arguments, **options):
+        raise RuntimeError("CUDA out of memory")
+
+    asked = {**FIND, "density": 0.45}
+    known = {one.id for one in explored.session.store.circuits()}
+    with monkeypatch.context() as patched:
+        patched.setattr(circuit_tasks, "_measured", fails)
+        with pytest.raises(RuntimeError):
+            explored.job(**asked)
+    (found,) = {one.id for one in explored.session.store.circuits()} - known
+    assert explored.get(f"circuits/{found}")["report"] is None
+    assert explored.job("evaluate", circuit=found) == {"circuit": found}
+    first = explored.get(f"circuits/{found}")["report"]
+    assert explored.job(**asked)["circuit"] == found
+    assert explored.get(f"circuits/{found}")["report"]["figures"] == first["figures"]
+
+
+def test_a_file_that_is_removed_just_now_is_not_found(explored, monkeypatch):
+    """And one that is replaced is not taken for the one before, in a bundle either."""
+    explored.job("extract", circuit=explored.circuit)
+    explored.job("visualise", layer="2", unit=3, steps=2)
+    paths = [f"circuits/{explored.circuit}/{what}" for what in ("file", "bundle", "module")]
+    paths.append("layers/2/units/3/picture")
+    for path in paths:
+        assert explored.request("GET", path).status_code == 200
+    store = explored.session.store
+    content = store.content
+
+    def answering(other):
+        return lambda file: content(file) if file.suffix == ".json" else other
+
+    monkeypatch.setattr(store, "content", answering(b"another"))
+    for path in paths[:2]:
+        assert explored.request("GET", path).status_code == 404
+    monkeypatch.setattr(store, "content", answering(None))
+    for path in paths:
+        assert explored.request("GET", path).status_code == 404
+    assert store.report(explored.circuit) is not None
+
+
+def test_a_model_in_place_of_another_has_other_weights(explored, monkeypatch):
+    """As when the worker starts again, and the file of weights has changed."""
+    one = explored.session.store.circuit(explored.circuit)
+    assert explored.session.same_weights(one)
+    monkeypatch.setattr(explored.session.jobs, "ask", lambda name, layer: "other")
+    assert explored.session.same_weights(one)  # known from before
+    explored.session._ready()
+    assert explored.session.same_weights(one) is False
+    explored.session._weights.clear()
+
+
+class Elements(HTMLParser):
+    """What a page has: its elements, and the text of each script."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.handlers = Counter(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags[tag] += 1
+        self.handlers += [name for name, _ in attributes if name.startswith("on")]
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_texts_of_notes_come_back_as_they_were_written(explored, tmp_path, text):
+    """In answers, the project's file, the page that is shared, and the bundle."""
+    explored.job("diagram", circuit=explored.circuit)
+    before = {path: explored.get(path) for path in noted(explored)}
+
+    def write(path, note):
+        tag = explored.request("GET", path).headers["etag"]
+        return explored.request("PUT", path, json=note, headers={"if-match": tag})
+
+    def page():
+        answer = explored.request("GET", f"circuits/{explored.circuit}/page")
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    bare = Elements(page())
+    notes = {
+        path: {"label": text, "star": False, "text": LONG[:1000] if "filters" in path else LONG} for path in before
+    }
+    for path, note in notes.items():
+        assert write(path, note).json() == note
+        assert explored.get(path) == note
+    assert [*explored.get("notes").values()] == [*notes.values()]
+    assert write(noted(explored)[0], {"label": 40 * text}).status_code == 422  # it is too long
+
+    (tmp_path / "page.html").write_text(page(), encoding="utf-8")
+    shown = cc.Diagram.load(tmp_path / "page.html")
+    assert (shown.labels["2:3"], shown.notes["2:3"]) == (text, LONG[:1000])
+    elements = Elements(page())
+    assert {tag for tag in elements.tags if elements.tags[tag] > bare.tags[tag]} <= {"aside", "h2", "p", "br"}
+    assert elements.handlers == bare.handlers == []
+
+    content = explored.request("GET", f"circuits/{explored.circuit}/bundle").content
+    (tmp_path / "b.zip").write_bytes(content)
+    found = Explored(dataclasses.replace(explored.session.opening, project=tmp_path / "p", bundle=tmp_path / "b.zip"))
+    for path, note in notes.items():
+        assert found.get(path) == note
+    found.session.close()
+    for path, note in before.items():
+        assert write(path, note).status_code == 200
 
 
 def test_figures_of_another_basis_do_not_hide_those_that_were_sent(explored, shared, tmp_path):

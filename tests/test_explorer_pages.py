@@ -542,6 +542,94 @@ def test_what_is_written_on_a_filter_of_a_diagram_stays_and_no_tab_overwrites_an
     expect(other).to_have_url(re.compile("paths=all$"))
 
 
+def test_what_is_saved_of_a_filter_stays_when_the_reader_goes_back_or_on(open_page):
+    page = open_page()
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    start = page.url
+    circuit = answered(page, kind="find", feature="0:2", criterion="gauss_newton", density=0.6, count=4)["circuit"]
+    notes = f"**/api/v1/notes/circuits/{circuit}/**"
+    page.evaluate(NOTED, [f"circuits/{circuit}/filters/0/2", "tyre"])
+    page.goto(f"{start}c/{circuit}#label=999:nothing&label=NaN:none")
+    notice = page.locator("[part=diagram] [part=notice]")
+    expect(notice).to_contain_text("The view was opened without what does not fit this diagram: notes.")
+    page.locator("[part=diagram] [data-node] .frame").last.click()
+    expect(notice).to_have_count(0)
+    label = page.locator("[part=diagram] [part=label]")
+    page.route(notes, lambda route: route.fulfill(body="no JSON"))
+    label.fill("wheel")
+    label.press("Enter")
+    expect(page).to_have_url(re.compile(r"#isolate=\d+&label=\d+:wheel$"))  # it cannot be saved, nor is it lost
+    expect(page.get_by_text("is in the page's address, but not saved")).to_be_visible()
+    page.locator("[part=diagram] [data-paths=all]").click()
+    expect(page).to_have_url(re.compile(r"paths=all&label=\d+:wheel$"))
+    page.unroute(notes)
+    label.fill("hub")
+    label.press("Enter")
+    expect(page).to_have_url(re.compile("paths=all$"))
+    expect(page.get_by_text("is in the page's address, but not saved")).to_have_count(0)
+    page.go_back()
+    expect(page.locator("[part=diagram] [data-paths=all]")).to_have_attribute("aria-pressed", "false")
+    expect(label).to_have_value("hub")
+    expect(page).to_have_url(re.compile(r"#isolate=\d+$"))
+    held = []
+    page.route(notes, lambda route: held.append(route) if route.request.method == "PUT" else route.continue_())
+    label.fill("rim")
+    label.press("Enter")
+    expect(page).to_have_url(re.compile("label="))
+    page.locator("a[href='/']").first.click()
+    expect(page).to_have_url(start)
+    while not held:
+        page.wait_for_timeout(20)
+    held[0].continue_()
+    page.wait_for_function("() => fetch('/api/v1/notes').then(r => r.text()).then(text => text.includes('rim'))")
+    page.wait_for_timeout(300)
+    expect(page).to_have_url(start)
+
+
+def test_a_link_with_another_label_than_is_saved_says_so_and_the_reader_chooses(open_page):
+    page = open_page()
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    circuit = answered(page, kind="find", feature="0:2", criterion="gauss_newton", density=0.6, count=4)["circuit"]
+    of = f"circuits/{circuit}/filters/0/2"
+    address = f"{page.url}c/{circuit}"
+    page.evaluate(NOTED, [of, "hub"])
+    page.goto(address)
+    page.locator("[part=diagram] [data-node] .frame").last.click()
+    expect(page).to_have_url(re.compile(r"isolate=\d+$"))
+    node = page.url.rpartition("=")[2]
+    label, both = page.locator("[part=diagram] [part=label]"), page.locator(".both")
+    saved = "() => fetch('/api/v1/notes').then(r => r.text())"
+
+    page.goto(f"{address}#isolate={node}&label={node}:wheel%26%25%23")
+    expect(label).to_have_value("wheel&%#")
+    expect(both).to_contain_text("Saved on filter 2 of 0: “hub”")
+    expect(both).to_contain_text("In this page's address, not saved: “wheel&%#”")
+    accessible(page)
+    both.get_by_role("button", name="take what is saved").click()
+    expect(label).to_have_value("hub")
+    expect(both).to_have_count(0)
+    expect(page).to_have_url(f"{address}#isolate={node}")
+
+    page.goto(f"{address}#isolate={node}&label={node}:rim")
+    expect(both).to_contain_text("not saved: “rim”")
+    page.reload()  # what is not saved is in the address
+    expect(both).to_contain_text("not saved: “rim”")
+    both.get_by_role("button", name="save the address's").click()
+    expect(both).to_have_count(0)
+    expect(page).to_have_url(f"{address}#isolate={node}")
+    assert '"rim"' in page.evaluate(saved)
+    page.go_back()
+    expect(page.locator(f"[part=diagram] [data-node='{node}']")).to_contain_text("rim")
+    expect(page).to_have_url(f"{address}#isolate={node}")
+    expect(both).to_have_count(0)
+
+    page.goto(f"{address}#label={node}:")  # one that takes it away
+    expect(both).to_contain_text("In this page's address, not saved: nothing")
+    both.get_by_role("button", name="save the address's").click()
+    expect(page).to_have_url(address)
+    assert '"rim"' not in page.evaluate(saved)
+
+
 def test_a_note_from_another_tab_undoes_no_click(open_page):
     page = open_page()
     expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()

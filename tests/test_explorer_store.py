@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +96,56 @@ def test_notes_are_kept_in_words_and_a_damaged_file_of_notes_is_kept_too(store):
     assert "notes.damaged-1.json" in store.remarks[0]
     store.write_note("unit a:1", {"label": "again"})
     assert store.notes() == {"unit a:1": {"label": "again"}}
+
+
+def test_a_damaged_file_of_notes_that_cannot_be_renamed_is_not_replaced(store, monkeypatch):
+    file = store.folder / "notes.json"
+    file.write_text("{")
+
+    def failing(path, target):
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(module.Path, "rename", failing)
+    with pytest.raises(cc.ConvCircuitsError, match=r"notes\.json is damaged .* cannot be renamed: Permission denied"):
+        store.write_note("photo 1", {"label": "x"})
+    with pytest.raises(cc.ConvCircuitsError, match="cannot be renamed"):
+        store.notes()
+    assert file.read_text() == "{"
+
+
+def test_no_notes_are_taken_for_the_damaged_ones_that_they_replace(store, monkeypatch):
+    """One thread has read a damaged file when another puts it aside and writes notes."""
+    file = store.folder / "notes.json"
+    file.write_text("{")
+    read, written = threading.Event(), []
+
+    def slowly(text):
+        if not read.is_set():
+            read.set()
+            written.append(threading.Thread(target=store.write_note, args=("photo 1", {"label": "x"})))
+            written[0].start()
+            written[0].join(0.3)
+        return loads(text)
+
+    loads = json.loads
+    monkeypatch.setattr(module.json, "loads", slowly)
+    assert store.notes() == {}
+    written[0].join()
+    assert store.notes() == {"photo 1": {"label": "x"}}
+    assert len([*store.folder.glob("notes.damaged-*.json")]) == 1
+
+
+def test_who_waits_for_answers_of_a_worker_that_died_is_told(store):
+    """Each takes its question out of the list at once, which is gone through meanwhile."""
+    jobs = Jobs(Opening(model="x", project=store.folder), store, Events())
+    gone = SimpleNamespace(join=lambda seconds: None, exitcode=-9, close=lambda: None)
+    jobs._process = jobs._channel = jobs._questions = gone
+    asked = {n: Future() for n in range(5)}
+    jobs._asked.update(asked)
+    for n, future in asked.items():
+        future.add_done_callback(lambda _, n=n: jobs._asked.pop(n))
+    jobs._died()
+    assert all("The worker has ended" in str(future.exception(0)) for future in asked.values())
 
 
 def test_pictures_that_were_used_longest_ago_are_dropped_and_nothing_else(store, monkeypatch):
@@ -308,6 +360,7 @@ def test_the_index_in_use_stays_when_pictures_that_are_written_trim_the_rest(sto
     [
         ({"label": "x" * 201}, "its label has more than 200 characters"),
         ({"text": "x" * 20_001}, "its text has more than 20,000 characters"),
+        ({"label": "a\ud83d"}, "its label has a half of a character"),
         ({"label": 3}, "its label is 3"),
         ({"star": 1}, "its star is 1"),
         ({"other": ""}, "other fields"),

@@ -160,6 +160,16 @@ def test_large_maps_in_half_precision_are_not_constant():
     assert torch.allclose(correlations(model.half(), "0", images.half()), expected, atol=0.01)
 
 
+@pytest.mark.parametrize("scale", [2.0**-80, 2.0**80])
+def test_correlations_do_not_depend_on_the_scale_of_weights(scale):
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(6, 3, 12, 12)
+    expected = correlations(model, "0", images, batch_size=4)
+    model[0].weight.data[1:] *= scale
+    model[0].bias.data[1:] *= scale
+    torch.testing.assert_close(correlations(model, "0", images, batch_size=4), expected)
+
+
 @pytest.mark.parametrize("name", ["residual", "mobile", "standardised", "twice"])
 def test_the_hash_of_one_run_is_that_of_a_survey(name):
     case = NETS[name]

@@ -1,6 +1,7 @@
 """Images in groups by how the network computes a feature, on a unit whose mechanisms are known."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import convcircuits as cc
 import twofold
 from convcircuits.subfeatures.chosen import Chosen
 from convcircuits.subfeatures.grouping import Coordinates, two_groups_p_value
-from convcircuits.subfeatures.splitting import _Tree
+from convcircuits.subfeatures.splitting import _named, _Tree
 from convcircuits.zoo.planted import plant, planted_images, polysemantic
 
 torch.set_num_threads(1)
@@ -36,6 +37,9 @@ def test_a_unit_of_two_mechanisms_is_divided_and_its_circuits_are_theirs():
     assert [one.groups for one in found.divisions] == [("A", "B"), ("A",), ("B",)]
     lines = found.summary().splitlines()
     assert [line[:3] for line in lines if "not fall into two" in line or "too few" in line] == ["A: ", "B: "]
+    other = dataclasses.replace(found, cross=dataclasses.replace(found.cross))  # of groups that were merged
+    assert other.verdict_sentence.endswith(f"These two groups: {found.cross.verdict_sentence}")
+    assert "These two" not in found.verdict_sentence
     third = dataclasses.replace(found, circuits={**found.circuits, "C": found.circuits["A"]})
     assert third.verdict_sentence.endswith(f"All 3 groups together: {found.cross.verdict_sentence}")
     for name, circuits in found.circuits.items():
@@ -68,8 +72,77 @@ def test_what_the_first_cut_divides_although_it_is_one_mechanism_is_merged(monke
     found = cc.split(planted.model, planted.feature, made, densities=[0.25], shuffles=1)
     assert sorted(truth[found.images(name)].unique().tolist() for name in found.circuits) == [[0], [1], [2]]
     last = found.divisions[-1]
-    assert last.sentence.startswith("Two groups of different divisions are not told apart. The circuits are not sel")
+    assert last.sentence.startswith("Two groups are not told apart. The circuits are not sel")
     assert (last.kept, last.supported, last.images, len(last.groups)) == (False, False, 30, 1)
+
+
+class Dealt(_Tree):
+    """Images of pieces that are named by digits and cut as told.
+
+    All groups are told apart but those in ``alike``, two names -> their selectivity. ``order`` is that of the pieces'
+    images, and ``compared`` the names of the groups of each cross-test.
+    """
+
+    def __init__(self, cuts, alike=(), order="0123"):
+        self.cuts, self.alike, self.compared = cuts, {frozenset(pair): of for pair, of in dict(alike).items()}, []
+        self.pieces = torch.tensor([int(one) for one in order]).repeat_interleave(20)
+        train = torch.arange(len(self.pieces)) % 2 == 0
+        names = np.arange(len(self.pieces))
+        super().__init__(None, names, train, alpha=0.05, seed=0, find_all=lambda some: [], cross_all=self.compare)
+
+    def of(self, part):
+        return "".join(str(one) for one in self.pieces[part].unique().tolist())
+
+    def p_value(self, part):
+        return (0.0 if self.of(part) in self.cuts else 1.0), 100
+
+    def _halves(self, part, count):
+        named = [torch.isin(self.pieces, torch.tensor([int(one) for one in some])) for some in self.cuts[self.of(part)]]
+        return _named(named)
+
+    def compare(self, circuits, tested, trained):
+        pair = frozenset(self.of(part) for part in tested.values())
+        assert pair == {self.of(part) for part in trained.values()}
+        self.compared.append(pair)
+        value = self.alike.get(pair, 1.0)
+        word = "not selective" if value <= 0 else "not decided" if value < 1 else "selective"
+        said = f"{' and '.join(sorted(pair))}: {word}."
+        return SimpleNamespace(
+            verdict=word, verdict_sentence=said, chosen=1, selectivity=[None, SimpleNamespace(value=value)]
+        )
+
+    def groups(self):
+        return sorted(self.of(part) for part in self.divide(torch.ones(len(self.pieces), dtype=torch.bool)).values())
+
+
+CUTS = {"0123": ["01", "23"], "01": ["0", "1"], "23": ["2", "3"]}
+
+
+def test_what_is_merged_is_compared_with_all_other_groups_and_no_two_groups_twice():
+    assert Dealt(CUTS).groups() == ["0", "1", "2", "3"]
+    assert Dealt(CUTS, {("0", "2"): 0}).groups() == ["02", "1", "3"]
+    tree = Dealt(CUTS, {("0", "2"): 0, ("02", "1"): 0.5})  # 0 and 1 were told apart, 1 and all that is alike are not
+    assert tree.groups() == ["012", "3"]
+    assert [one.supported for _, one in tree.tried][-2:] == [False, None]
+    assert tree.tried[-1][1].sentence == "Two groups are not told apart. 02 and 1: not decided. So they are one group."
+    assert len(tree.compared) == len(set(tree.compared)) == 10  # 01|23, each two of 0 to 3, those with 02, 012|3
+
+
+@pytest.mark.parametrize("order", ["0123", "3210", "2013", "1302"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_which_groups_are_merged_does_not_depend_on_their_order(order, turned):
+    cuts = {whole: some[::-1] if turned else some for whole, some in CUTS.items()}
+    assert Dealt(cuts, {("0", "2"): 0.2, ("0", "3"): 0.1, ("1", "2"): 0.3}, order).groups() == ["03", "12"]
+    assert Dealt(cuts, {("0", "2"): -0.2, ("0", "3"): -0.1, ("02", "3"): 0.9}, order).groups() == ["023", "1"]
+    named = Dealt(cuts, order=order).divide(torch.ones(80, dtype=torch.bool))
+    assert {name: part.nonzero()[0].item() for name, part in named.items()} == {"A": 0, "B": 20, "C": 40, "D": 60}
+
+
+def test_if_all_would_be_merged_the_parts_that_are_told_apart_stay():
+    tree = Dealt(CUTS, {("0", "2"): 0, ("02", "1"): 0, ("012", "3"): 0})
+    assert tree.groups() == ["01", "23"]
+    assert [one.kept for _, one in tree.tried][-4:] == [False, False, False, True]
+    assert tree.tried[-1][1].sentence.endswith("told apart. 01 and 23: selective. So these are the groups.")
 
 
 def test_the_number_of_groups_can_be_given():

@@ -243,3 +243,17 @@ def test_umap_is_asked_for_where_it_is_used(monkeypatch):
     expected = cc.trajectory(twofold.net(), twofold.FEATURE, made, seed=5)
     for one, other in zip(found.points, expected.points, strict=True):
         torch.testing.assert_close(torch.cdist(one, one), torch.cdist(other, other), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("copies", [[8, 8], [30, 30, 30], [40, 1]])
+def test_umap_places_copies_of_few_images(copies):
+    """Of two, the first map is a line, so that one of its axes has no spread."""
+    made = twofold.images(6)[0][: len(copies)]
+    images = made.repeat_interleave(torch.tensor(copies), 0)
+    found = cc.trajectory(twofold.net(), twofold.FEATURE, images, method="umap")
+    assert found.points.isfinite().all()
+    assert torch.equal(found.points, cc.trajectory(twofold.net(), twofold.FEATURE, images, method="umap").points)
+    same = np.repeat(np.arange(len(copies)), copies)
+    for points in found.points:
+        centers = torch.stack([points[torch.from_numpy(same == one)].mean(0) for one in range(len(copies))])
+        assert torch.pdist(centers).min() > 0.1

@@ -216,6 +216,19 @@ def test_a_constant_unit_is_constant_whatever_its_value(value, batch_size):
     assert np.isnan([one.inside, one.average_map_r2]).all()
 
 
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**100])
+def test_whether_a_unit_is_dead_or_constant_does_not_depend_on_the_scale_of_its_weights(scale):
+    model = net().float()
+    before = units(model, "5", some_images().float())
+    model[5].weight.data *= scale
+    model[5].bias.data *= scale
+    for one, other in zip(before, units(model, "5", some_images().float()), strict=True):
+        assert other.highest == scale * one.highest
+        assert other.rectified_variance == pytest.approx(scale**2 * one.rectified_variance, rel=1e-9)
+        for name in ("active", "active_images", "sparsity", "at_border", "inside", "average_map_r2", "dead", "allowed"):
+            assert getattr(other, name) == pytest.approx(getattr(one, name), rel=1e-9, nan_ok=True), name
+
+
 def test_a_unit_that_only_sees_the_padding_may_not_be_chosen():
     """Ones all over the image's inside, so that what varies is the border, in each image alike."""
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, bias=False)).double()

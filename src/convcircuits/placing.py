@@ -16,6 +16,7 @@ UMAP_FEWEST = 10
 UMAP_NOTE = "UMAP keeps neighbors, not distances: how wide a group or a gap is means nothing"
 
 _NEIGHBORS = 15  # as umap-learn has by default
+_FLAT = 1e-6  # spread of an axis of a map, of which the other goes up to 10, that is rounding
 
 Points = npt.NDArray[np.float64]
 
@@ -41,17 +42,20 @@ def by_umap(given: Points, first: Points, seed: int, *, distances: bool = False)
 
     Args:
         given: A point for each thing, (n, d), n at least ``UMAP_FEWEST``.
-        first: The map to begin at, (n, 2), with some spread.
+        first: The map to begin at, (n, 2), with some spread. An axis without any begins at random.
         seed: Seed of UMAP.
         distances: Whether ``given`` has the distances between all things, (n, n), in place of points.
 
     Raises:
         ConvCircuitsError: If umap-learn is not installed.
     """
+    begin = 10 * first / np.abs(first).max()  # as large as UMAP's own beginnings
+    flat = np.ptp(begin, 0) <= _FLAT  # UMAP would divide by its spread
+    begin[:, flat] = np.random.default_rng(seed).uniform(-10, 10, (len(begin), int(flat.sum())))
     placing = _umap().UMAP(
         n_neighbors=min(_NEIGHBORS, len(given) - 1),
         metric="precomputed" if distances else "euclidean",
-        init=10 * first / np.abs(first).max(),  # as large as UMAP's own beginnings
+        init=begin,
         random_state=seed,
         n_jobs=1,  # as a seed requires
     )

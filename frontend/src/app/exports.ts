@@ -5,7 +5,7 @@ import { PRESETS } from "../core/figure.js";
 import { draw } from "../core/scene.js";
 import { svg } from "../core/svg.js";
 import type { Document, Meta } from "../core/types.js";
-import { onPaper, readViewFile, viewFile } from "../core/view.js";
+import { leftOut, onPaper, readViewFile, viewFile } from "../core/view.js";
 import type { Store } from "./store.js";
 
 /** The view as SVG text: as wide as on the screen or, exactly as Python writes it, for a paper. */
@@ -54,8 +54,7 @@ export function openView(store: Store): void {
       store.held.value = null;
       store.selection.value = [];
       store.change(view, "the view of the file is shown");
-      if (left.length)
-        store.notice.value = `The view was opened without what does not fit this diagram: ${left.join(", ")}.`;
+      store.notice.value = leftOut(left);
     } catch (error) {
       store.notice.value = error instanceof DocumentError ? error.message : "The file cannot be read.";
     }

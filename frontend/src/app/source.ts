@@ -58,7 +58,8 @@ export function onSystemTheme(changed: (theme: Theme) => void): () => void {
  *  page around it. */
 export function pageSource(text: string): Source {
   const framed = window.parent !== window;
-  let written: string | null = null;
+  const here = () => location.hash.replace(/^#/, "");
+  let known = here(); // another one is of a step back, say, of which the diagram is about to hear
   return {
     host: "page",
     document: () => text,
@@ -66,8 +67,7 @@ export function pageSource(text: string): Source {
     selection: () => [],
     write(view, base, _selection, step) {
       const hash = formatHash(view, base);
-      if (hash === location.hash.replace(/^#/, "")) return;
-      written = hash;
+      if (here() !== known || hash === known) return;
       const url = hash === "" ? location.pathname + location.search : `#${hash}`;
       try {
         if (step && !framed) history.pushState(null, "", url);
@@ -75,11 +75,13 @@ export function pageSource(text: string): Source {
       } catch {
         location.replace(`#${hash}`);
       }
+      known = here();
     },
     onView(changed) {
       const listener = () => {
-        if (location.hash.replace(/^#/, "") !== written) changed();
-        written = null;
+        if (here() === known) return;
+        known = here();
+        changed();
       };
       addEventListener("hashchange", listener);
       return () => removeEventListener("hashchange", listener);

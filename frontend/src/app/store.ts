@@ -8,7 +8,7 @@ import { draw, isolate } from "../core/scene.js";
 import type { Scene } from "../core/scene-types.js";
 import { plain } from "../core/text.js";
 import type { View } from "../core/types.js";
-import { ownView, viewOf } from "../core/view.js";
+import { leftOut, opened, ownView, viewOf } from "../core/view.js";
 import { Maps, Pictures } from "./pictures.js";
 import { type Contrast, onSystemTheme, type Source, type Theme } from "./source.js";
 
@@ -75,7 +75,8 @@ const WRITE_AFTER = 150; // ms: browsers refuse a URL that changes with every st
 export function createStore(source: Source): Store {
   const graph = decode(JSON.parse(source.document()));
   const base = ownView(graph);
-  const view = signal(viewOf(graph, base, source.view()));
+  const first = opened(graph, base, source.view());
+  const view = signal(first.view);
   const selection = signal(known(graph, source.selection()));
   const [width, height] = [signal(1100), signal(560)];
   const contrast = signal<Contrast | null>(null);
@@ -130,7 +131,7 @@ export function createStore(source: Source): Store {
     current: signal(graph.document.target),
     trail: signal(view.value.root === null ? [null] : [null, view.value.root]),
     message: signal(""),
-    notice: signal(""),
+    notice: signal(leftOut(first.left)),
     theme: signal("light"),
     pictures: new Pictures(graph.document),
     maps: new Maps(graph),
@@ -213,11 +214,14 @@ export function createStore(source: Source): Store {
       store.say("notes have changed");
     }) ?? (() => {}),
     source.onView(() => {
-      const before = view.value.isolate;
+      const before = view.value;
       step = false;
-      store.change(viewOf(graph, base, source.view()), "the view has changed", "drag");
-      const { isolate } = view.value;
-      if (isolate !== before) held.value = isolate === null ? null : { nodes: [isolate], edges: [] };
+      const next = opened(graph, base, source.view());
+      store.change(next.view, "the view has changed", "drag");
+      const { isolate, notes } = view.value;
+      const other = source.host === "page" && JSON.stringify(notes) !== JSON.stringify(before.notes);
+      store.notice.value = leftOut(next.left) || (other ? "Labels and notes are those of this address now." : "");
+      if (isolate !== before.isolate) held.value = isolate === null ? null : { nodes: [isolate], edges: [] };
       selection.value = known(graph, source.selection());
     }),
   ];

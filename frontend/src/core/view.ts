@@ -98,10 +98,19 @@ export function readViewFile(graph: Graph, base: View, text: string): { view: Vi
     const which = other === own ? `another diagram of ${own}` : `a diagram of ${other}, and this one is of ${own}`;
     throw new DocumentError(plain(`This view is of ${which}.`.slice(0, 300)));
   }
-  const given = said.view;
+  return opened(graph, base, said.view);
+}
+
+/** The view that is given on `base`, and the fields of it that do not fit the document and are left out. */
+export function opened(graph: Graph, base: View, given: Record<string, unknown>): { view: View; left: string[] } {
   const view = viewOf(graph, base, given);
   const differs = (name: string) => JSON.stringify(view[name as keyof View]) !== JSON.stringify(given[name]);
   return { view, left: Object.keys(given).filter(differs).map(plain) };
+}
+
+/** What is said of the fields that were left out; "" if there are none. */
+export function leftOut(left: string[]): string {
+  return left.length ? `The view was opened without what does not fit this diagram: ${left.join(", ")}.` : "";
 }
 
 /** A fingerprint of what the numbers of a view refer to: nodes, edges, circuits with their ranks, images (FNV-1a). */

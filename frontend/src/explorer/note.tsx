@@ -118,23 +118,36 @@ export function Notes({ of, what }: { of: NoteOf; what: string }) {
   );
 }
 
-/** Two notes on one thing, of which the reader chooses. */
-export function Both(props: { mine: Note; theirs: Note; keep: () => void; take: () => void; on?: string }) {
-  const { mine, theirs, keep, take, on } = props;
+/** Two notes on one thing, of which the reader chooses.
+ *
+ *  @param addressed whether one is the address's, and the other what is saved; otherwise both were written just now */
+export function Both(props: {
+  mine: Note;
+  theirs: Note;
+  keep: () => void;
+  take: () => void;
+  on?: string;
+  addressed?: boolean;
+}) {
+  const { mine, theirs, keep, take, on, addressed } = props;
   return (
     <div class="both" role="alert">
       <p>
-        <b>Another tab wrote meanwhile{on && ` on ${plain(on)}`}:</b> {told(theirs)}
+        <b>
+          {addressed ? "Saved" : "Another tab wrote meanwhile"}
+          {on && ` on ${plain(on)}`}:
+        </b>{" "}
+        {told(theirs)}
       </p>
       <p>
-        <b>Yours, not saved:</b> {told(mine)}
+        <b>{addressed ? "In this page's address, not saved:" : "Yours, not saved:"}</b> {told(mine)}
       </p>
       <div class="line">
         <button type="button" onClick={keep}>
-          keep mine
+          {addressed ? "save the address's" : "keep mine"}
         </button>
         <button type="button" onClick={take}>
-          take theirs
+          {addressed ? "take what is saved" : "take theirs"}
         </button>
       </div>
     </div>

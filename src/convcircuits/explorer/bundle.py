@@ -189,13 +189,10 @@ class Bundle:
         return id
 
 
-def circuit_files(circuit: Path, report: Path | None, diagram: Path | None) -> dict[str, bytes]:
-    """Return the files of a circuit for a bundle, but for photographs."""
-    files = {_CIRCUIT: circuit.read_bytes()}
-    for name, place in ((_REPORT, report), (_DIAGRAM, diagram)):
-        if place is not None and place.is_file():
-            files[name] = place.read_bytes()
-    return files
+def circuit_files(circuit: bytes, report: bytes | None, diagram: bytes | None) -> dict[str, bytes]:
+    """Return the files of a circuit for a bundle, but for photographs, from their contents."""
+    given = {_CIRCUIT: circuit, _REPORT: report, _DIAGRAM: diagram}
+    return {name: content for name, content in given.items() if content is not None}
 
 
 def photograph_name(name: str) -> str:

@@ -57,10 +57,10 @@ def find(
     else:
         circuit = project.recorded_as_whole(circuits[-1], setup.by_name, f"of {len(photographs)} photographs")
         circuit = replace(circuit, provenance={**circuit.provenance, "search": recipe.to_json()})
-    report = _measured(project, progress, circuit, setup)
     name = f"{named_after(loaded.name, parsed.slug)}-{recipe.criterion}-{len(circuit)}"
     circuit = noted(circuit, setup.notes)
-    id = kept(project, circuit, name)
+    id = kept(project, circuit, name)  # now, so that it is not lost if it cannot be measured
+    report = _measured(project, progress, circuit, setup)
     project.write_report(id, report, circuit, setup.by_name, setup, time.monotonic() - begun, **reached)
     return {"circuit": id}
 

@@ -72,7 +72,8 @@ class Histogram:
         for some, _, grid in parts_in_cache(maps[:, :, start :: self.every, start :: self.every]):
             reach = torch.maximum(-grid.amin((0, 2, 3)), grid.amax((0, 2, 3)))
             # Values from -64 to below 64 bins fit: a lowest value of exactly -64 bins, but no such highest.
-            self._widen(some, torch.frexp(reach / (BINS // 2))[1].long())
+            exponent = torch.frexp(reach / (BINS // 2))[1].long()
+            self._widen(some, exponent.where(reach > 0, _LOWEST))  # zeros fit in bins of any width
             units = len(reach)
             bins_of_one = torch.ldexp(torch.ones(units, dtype=torch.double), -self.exponent[some])
             grid *= bins_of_one[:, None, None]

@@ -363,7 +363,7 @@ class Jobs:
         code = self._process.exitcode
         with self._lock:
             how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
-            for future in self._asked.values():
+            for future in [*self._asked.values()]:  # who waits for one takes it out at once
                 with contextlib.suppress(Exception):
                     future.set_exception(
                         UnavailableError("The worker has ended and starts again; ask again in a moment.")

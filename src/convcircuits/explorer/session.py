@@ -4,6 +4,7 @@ No text of a request becomes a path. It is looked up in tables that the folder a
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import threading
@@ -76,7 +77,8 @@ class Session:
         self._controls: dict[Path, tuple[tuple[int, int], Any]] = {}  # diagram -> its state, what its controls say
 
     def _ready(self) -> None:
-        """Start the index, or continue it, as soon as the model is loaded."""
+        """Start the index, or continue it, as soon as the model is loaded, or another one in its place."""
+        self._weights.clear()
         if not self.read_only:
             self.store.trim(self.about()["key"])
             index = self.index()
@@ -182,6 +184,13 @@ class Session:
         if found is None:
             raise HTTPException(404, f"There is no circuit {id} in the project.")
         return found
+
+    def content(self, one: CircuitFile) -> bytes:
+        """Return the content of a circuit's file, unless it was removed or replaced just now."""
+        content = self.store.content(one.file)
+        if content is None or hashlib.sha256(content).hexdigest()[:16] != one.id:
+            raise HTTPException(404, f"There is no circuit {one.id} in the project.")
+        return content
 
     def card(self, one: CircuitFile) -> dict[str, Any]:
         """Return what is shown of a circuit."""
@@ -516,7 +525,8 @@ class Session:
         """
         about, diagram = self.about(), self.diagram(one)
         report = self.store.report_file(one.id) if self._is_measured(one) else None
-        files = bundle.circuit_files(one.file, report, diagram)
+        derived = [None if file is None else self.store.content(file) for file in (report, diagram)]
+        files = bundle.circuit_files(self.content(one), *derived)
         if photographs:
             files |= self._photographs(one, bundle.MOST - sum(map(len, files.values())))
         what = {

@@ -111,6 +111,7 @@ class Store:
         self._circuits: dict[Path, tuple[tuple[int, int], CircuitFile]] = {}
         self._arrays: dict[Path, tuple[tuple[int, int], LayerFile]] = {}
         self._reading = threading.Lock()  # the server's threads share the layers in memory
+        self._noting = threading.RLock()  # none of them takes a file that another writes for the damaged one
         self._lock: BinaryIO | None = None
         self._key: str | None = None  # of the index in use
         self._made, self._untrimmed = not folder.exists(), 0  # bytes of pictures since they were last trimmed
@@ -287,7 +288,8 @@ class Store:
 
     def _unread(self, file: Path, error: OSError) -> None:
         """Report a file that cannot be read now. It may be intact: open files run out, a disk is away for a moment."""
-        self.remark(f"{file.relative_to(self.folder)} cannot be read: {error.strerror or error}.")
+        name = file.relative_to(self.folder) if file.is_relative_to(self.folder) else file  # of an atlas elsewhere
+        self.remark(f"{name} cannot be read: {error.strerror or error}.")
 
     def index(self, key: str) -> dict[str, Any] | None:
         """Return what the index with a key says of itself, or None."""
@@ -330,7 +332,8 @@ class Store:
         A damaged file of notes is never removed: it gets another name, and that is reported.
 
         Raises:
-            ConvCircuitsError: If the file cannot be read now. It keeps its name, and nothing may be written.
+            ConvCircuitsError: If the file cannot be read now, or is damaged and cannot be renamed. It keeps its name,
+                and nothing may be written.
         """
         notes = self._notes()
         for of, note in notes.items():
@@ -350,6 +353,10 @@ class Store:
         return note
 
     def _notes(self) -> dict[str, Any]:
+        with self._noting:
+            return self._read_notes()
+
+    def _read_notes(self) -> dict[str, Any]:
         file = self.folder / "notes.json"
         try:
             content = json.loads(file.read_bytes())
@@ -366,8 +373,12 @@ class Store:
                 number = 1
                 while (kept := file.with_name(f"notes.damaged-{number}.json")).exists():
                     number += 1
-                with contextlib.suppress(OSError):
+                try:
                     file.rename(kept)
+                except OSError as problem:  # notes that are written now would replace it
+                    raise ConvCircuitsError(
+                        f"{file} is damaged ({error}) and cannot be renamed: {problem.strerror or problem}."
+                    ) from error
                 self.remark(
                     f"notes.json could not be read ({error}); it was kept as {kept.name}, and notes begin anew."
                 )
@@ -377,11 +388,12 @@ class Store:
 
     def write_note(self, of: str, note: Mapping[str, Any] | None) -> None:
         """Write a note, or remove it if it is None."""
-        notes = self._notes()
-        notes.pop(of, None)
-        if note is not None:
-            notes[of] = dict(note)
-        self.write_json(self.folder / "notes.json", {"schema": NOTES, "notes": dict(sorted(notes.items()))})
+        with self._noting:
+            notes = self._read_notes()
+            notes.pop(of, None)
+            if note is not None:
+                notes[of] = dict(note)
+            self.write_json(self.folder / "notes.json", {"schema": NOTES, "notes": dict(sorted(notes.items()))})
 
     # ---------------------------------------- jobs and pictures
 
@@ -526,6 +538,8 @@ def problem_of_note(note: Any) -> str:
     for name, most in (("label", LONGEST_LABEL), ("text", LONGEST_TEXT)):
         if len(note.get(name, "")) > most:
             return f"its {name} has more than {most:,} characters"
+        if any("\ud800" <= character <= "\udfff" for character in note.get(name, "")):
+            return f"its {name} has a half of a character"
     return ""
 
 

@@ -54,7 +54,10 @@ def correlations(
         values = values - shift
         count += values.shape[1]
         sums += values.double().sum(1)
-        products += (values @ values.T).double()
+        size = values.abs().amax(1, keepdim=True)  # products of small or large values would leave the range of floats
+        size[size == 0] = 1
+        unit = values / size
+        products += (unit @ unit.T).double() * (size.double() @ size.double().T)
     covariance = products / count - torch.outer(sums, sums) / count**2
     scale = covariance.diagonal().clamp_min(0).sqrt()
     scale[covariance.diagonal() <= 1e-12 * products.diagonal() / count] = torch.nan  # constant, up to rounding

@@ -62,8 +62,9 @@ def split(
     layer by layer, whatever the strength of the response. A group of training images is divided in two if both tests
     say so: (1) it is bimodal, on photographs that did not choose the direction (``two_groups_p_value``); (2) circuits
     found on the parts are selective on held-out images, which are assigned by the same saliencies (``cross``). Each
-    part is then tested in the same way. Groups of different parts are compared by (2) at the end, and merged if they
-    are not told apart.
+    part is then tested in the same way. At the end each two groups are compared by (2), and those that are not told
+    apart are merged. All comparisons use the same held-out images: these take part in choosing the groups, so a
+    selectivity of more than two groups, or of merged ones, is somewhat too good.
 
     Args:
         model: Any CNN.
@@ -306,23 +307,31 @@ class _Tree:
         one, other = (list(self.divide(half).values()) for half in halves.values())
         if len(one) == len(other) == 1:
             return halves
-        leaves = self._told_apart(one, other)
-        return _named(leaves) if len(leaves) > 1 else halves  # which are told apart
+        leaves = self._told_apart([*one, *other])
+        if len(leaves) > 1:
+            return _named(leaves)
+        said = f"Merged like that, all would be one group, but two parts are told apart. {report.verdict_sentence}"
+        self._tried(part, p_value, f"{said} So these are the groups.", report, True, supported=True)
+        return halves
 
-    def _told_apart(self, one: list[Tensor], other: list[Tensor]) -> list[Tensor]:
-        """Merge groups of two halves, which no test has compared, that are not told apart.
+    def _told_apart(self, groups: list[Tensor]) -> list[Tensor]:
+        """Merge groups that are not told apart, the two least selective first, until all are.
 
-        The first cut may go through a mechanism and come out selective because of the others.
+        The first cut may go through a mechanism and come out selective because of the others. No two groups are
+        compared twice.
         """
-        for a, b in itertools.product(one, other):
+        alike = []
+        for a, b in itertools.combinations(groups, 2):
             report = self.crossed(_named([a, b]))
             if report.verdict != "selective":
-                both, supported = a | b, _SUPPORTED[report.verdict]
-                said = f"Two groups of different divisions are not told apart. {report.verdict_sentence}"
-                said = f"{said} So they are one group."
-                self._tried(both, self.p_value(both)[0], said, report, supported=supported)
-                return self._told_apart([x for x in one if x is not a] + [both], [x for x in other if x is not b])
-        return [*one, *other]
+                alike.append((report.selectivity[report.chosen].value, a, b, report))
+        if not alike:
+            return groups
+        _, a, b, report = min(alike, key=lambda one: one[0])
+        both = a | b
+        said = f"Two groups are not told apart. {report.verdict_sentence} So they are one group."
+        self._tried(both, self.p_value(both)[0], said, report, supported=_SUPPORTED[report.verdict])
+        return self._told_apart([*(one for one in groups if one is not a and one is not b), both])
 
     def into(self, part: Tensor, count: int) -> dict[str, Tensor]:
         """Divide a group into so many, whatever the tests say."""
@@ -424,8 +433,8 @@ def _too_few(count: int) -> str:
 
 
 def _named(parts: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Name groups by letters, the largest first."""
-    ordered = sorted(parts, key=lambda part: -int(part.sum()))
+    """Name groups by letters: the largest first, and of equal ones that with the first image, whatever their order."""
+    ordered = sorted(parts, key=lambda part: (-int(part.sum()), part.nonzero()[:1].tolist()))
     return {chr(ord("A") + n) if n < 26 else f"group {n + 1}": part for n, part in enumerate(ordered)}
 
 

@@ -121,8 +121,9 @@ class Split:
             found = f"No more than one mechanism of {self.feature} was found on these images."
         else:
             found = f"On these images the network computes {self.feature} by {len(self)} mechanisms."
-        if len(self) > 2 and not self.asked and self.cross is not None:  # the first division was into two
-            return f"{found} {first.sentence} All {len(self)} groups together: {self.cross.verdict_sentence}"
+        if not self.asked and self.cross is not None and (len(self) > 2 or self.cross is not first.cross):
+            together = "These two groups" if len(self) == 2 else f"All {len(self)} groups together"
+            return f"{found} {first.sentence} {together}: {self.cross.verdict_sentence}"  # not those of the first cut
         return f"{found} {first.sentence}"
 
     def rows(self) -> list[dict[str, Any]]:

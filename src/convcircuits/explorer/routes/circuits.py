@@ -1,6 +1,5 @@
 """Routes of circuits: their figures, diagrams and files."""
 
-import hashlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any
@@ -76,10 +75,7 @@ def add(app: FastAPI, session: Session) -> None:
     def file(circuit: IdInPath) -> Response:
         """The circuit's file, as ``convcircuits find`` writes it."""
         one = session.circuit(circuit)
-        content = one.file.read_bytes()
-        if hashlib.sha256(content).hexdigest()[:16] != circuit:
-            raise HTTPException(404, f"There is no circuit {circuit} in the project.")
-        return _download(content, one.file.name)
+        return _download(session.content(one), one.file.name)
 
     @get(
         "/api/v1/circuits/{circuit}/module",
@@ -90,9 +86,10 @@ def add(app: FastAPI, session: Session) -> None:
         """The circuit as a module, as ``convcircuits extract`` writes it; the job ``extract`` makes it."""
         one = session.circuit(circuit)
         found = session.derived("modules", one.id, ".safetensors")
-        if found is None:
+        content = None if found is None else session.store.content(found)
+        if content is None:
             raise HTTPException(404, "This circuit has not been extracted yet; the job extract does that.")
-        return _download(found.read_bytes(), f"{one.file.stem}-module.safetensors")
+        return _download(content, f"{one.file.stem}-module.safetensors")
 
     @get(
         "/api/v1/circuits/{circuit}/page",

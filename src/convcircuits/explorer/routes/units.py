@@ -130,9 +130,10 @@ def _add_derived(app: FastAPI, session: Session) -> None:
         one = session.layer(layer)
         session.unit(one, unit)
         file = session.derived("features", f"{one['name']}:{unit}", ".png")
-        if file is None:
+        content = None if file is None else session.store.content(file)
+        if content is None:
             raise HTTPException(404, f"There is no picture of unit {unit} yet; the job visualise makes it.")
-        return Response(file.read_bytes(), media_type="image/png")
+        return Response(content, media_type="image/png")
 
     @app.get("/api/v1/layers/{layer}/units/{unit}/neighbours", tags=["units"], responses=PROBLEMS)
     def neighbours(layer: LayerName, unit: UnitNumber) -> schemas.Neighbours:
