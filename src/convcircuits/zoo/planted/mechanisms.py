@@ -75,7 +75,7 @@ class Polysemantic(Planted):
         for _ in range(_ROUNDS):
             seeds = int(torch.randint(2**31, (), generator=dice))
             tried = planted_images(_TRIED, size=size, seed=seeds).to(next(self.model.parameters()))
-            for some in tried.split(_AT_ONCE):
+            for some in torch.split(tried, _AT_ONCE):
                 drive = self.driven_by(some)
                 for kind, images in enumerate(found):
                     images += some[drive == kind].unbind()
