@@ -15,10 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import convcircuits as cc
 from architectures import ARCHITECTURES, FEW, SUPPORTED, UNSUPPORTED, Architecture
+from cases import check_same, through_text
 from convcircuits.circuits import evaluation, scoring
 from convcircuits.circuits.refitting import Refit, fitted
 from convcircuits.circuits.relabelling import Relabelling, relabelled
-from convcircuits.compiler import extraction
+from convcircuits.compiler import layout
 from convcircuits.network.batches import Batches
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Masks, Subject
@@ -158,6 +159,8 @@ def test_relevant_and_effective_kernels_are_those_of_a_search_in_the_graph(case)
     assert list(relevant) == [layer for layer, mask in expected.items() if mask.any()]
     for layer, mask in relevant.items():
         assert torch.equal(mask, expected[layer]), layer
+    whole = surveyed.inside(relevant)
+    assert all(torch.equal(whole[layer], mask) for layer, mask in relevant.items())
     for density, expected in case.kept.items():
         masks = thinned(relevant, density, case.layer)
         found = surveyed.inside(masks)
@@ -263,28 +266,17 @@ def error_of(got, expected):
     return float((got.detach() - expected).abs().max() / expected.abs().max())
 
 
-@pytest.fixture
-def sizes_are_tried_once(monkeypatch):
-    """The second extraction from a model takes the first one's answer, as running it at six sizes takes most time."""
-    ask, answers = extraction.takes_any_size, []
-
-    def asked(*given):
-        if not answers:
-            answers.append(ask(*given))
-        return answers[0]
-
-    monkeypatch.setattr(extraction, "takes_any_size", asked)
-
-
 @WITHOUT_COVERED
 @pytest.mark.usefixtures("sizes_are_tried_once", "opened_once")
-def test_the_extracted_module_is_the_circuit_and_smaller_than_the_model(case):
+def test_the_extracted_module_is_the_circuit_and_smaller_than_the_model(case, monkeypatch):
+    monkeypatch.setattr(layout, "_STEPS", (1,))  # the small nets have all six
     model, images = case.model, case.architecture.images()
     tolerance = 2e-5 if case.architecture.dtype is torch.float32 else 1e-11
     circuit, masked = alive_circuit(case, images)
     assert masked.any()
     small, whole = cc.extract(model, circuit), cc.extract(model, case.full)
     assert error_of(small(images), masked) <= tolerance
+    check_same(through_text(small), small, images)
     assert error_of(whole(images), own_map(model, case.layer, case.unit, images)) <= tolerance
     sizes = [sum(p.numel() for p in module.parameters()) for module in (small, whole)]
     assert sizes[0] <= sizes[1] <= sum(p.numel() for p in model.parameters())
