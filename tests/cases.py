@@ -15,6 +15,8 @@ from torch import nn
 
 import convcircuits as cc
 import oracles
+from convcircuits.compiler import module_json
+from convcircuits.compiler.interpreter import CircuitModule
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.values.tables import LayerTable
 from nets import NETS
@@ -136,9 +138,19 @@ def relevant_of(case, model, layer, unit, call=None):
     """The union, over the units, of the kernels that graph search finds."""
     union = {}
     for one in single_units(unit):
-        found = oracles.reachable(model, layer, one, case.input_shape, blocks=case.blocks, call=call)
+        found = _reachable(case, model, layer, one, call)
         union = {name: kept | union.get(name, kept) for name, kept in found.items()}
     return {name: kept for name, kept in union.items() if kept.any()}
+
+
+_reached = {}  # what the oracle finds in a net: weights play no part in it, and hundreds of tests ask for the same
+
+
+def _reachable(case, model, layer, unit, call):
+    key = (case.build, case.input_shape, str(model), layer, unit, call)
+    if key not in _reached:
+        _reached[key] = oracles.reachable(model, layer, unit, case.input_shape, blocks=case.blocks, call=call)
+    return {layer: kept.clone() for layer, kept in _reached[key].items()}
 
 
 def units_of(case, model, layer, unit, granularity):
@@ -266,6 +278,23 @@ def parts_of_file(value):
     header = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"]["convcircuits"])
     del header["checksum"]
     return header, tensors
+
+
+def through_text(module):
+    """The module that its JSON and its state make."""
+    said = json.loads(json.dumps(module_json.to_json(module), allow_nan=False))
+    return module_json.from_json(said, {name: x.clone() for name, x in module.state_dict().items()})
+
+
+def check_same(again, module, x):
+    """The same module to the bit."""
+    assert isinstance(again, CircuitModule)
+    assert not again.training
+    assert again.state_dict().keys() == module.state_dict().keys()
+    assert all(x.dtype == again.state_dict()[name].dtype for name, x in module.state_dict().items())
+    assert [p for p, _ in again.named_parameters()] == [p for p, _ in module.named_parameters()]
+    with torch.no_grad():
+        assert torch.equal(again(x), module(x))
 
 
 # ---------------------------------------- planted circuits

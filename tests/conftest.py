@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from convcircuits.compiler import extraction
 from convcircuits.drawing import pictures
 from needs import find_chromium
 from nets import NETS
@@ -43,6 +44,7 @@ FEW = {"residual", "mobile", "flat_head"}
 # Workers take whole files. These take long for the few tests that they have: taken last, they would keep one worker
 # alone. (make test tells xdist to keep this order.)
 FIRST = {"test_shapes", "test_explorer_pages", "test_explorer_server", "test_splitting", "test_trajectory", "test_docs"}
+FIRST |= {"test_fidelity", "test_onnx_export", "test_atlas_cluster", "test_crossing", "test_console"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
@@ -72,6 +74,20 @@ def quick_feature_pictures():
     steps, pictures.TARGET_STEPS = pictures.TARGET_STEPS, 2
     yield
     pictures.TARGET_STEPS = steps
+
+
+@pytest.fixture
+def sizes_are_tried_once(monkeypatch):
+    """Whether a model takes images of any size, which is half of an extraction, is found once for all its circuits."""
+    ask, answers = extraction.takes_any_size, {}
+
+    def asked(subject, layout):
+        key = str(subject.network.module), str(subject.feature), layout.input_shape
+        if key not in answers:
+            answers[key] = ask(subject, layout)
+        return answers[key]
+
+    monkeypatch.setattr(extraction, "takes_any_size", asked)
 
 
 @pytest.fixture(scope="module")

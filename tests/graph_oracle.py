@@ -107,21 +107,24 @@ class Graph:
         places = [node for node in graph.nodes if node.op == "placeholder"]
         self.parameter = dict(zip(places, state, strict=False))  # the last placeholder is the image
         self.image = places[-1]
+        self.sources = {}  # node -> the nodes that it reads and that depend on the image
         self.data = self._depending_on_the_image(graph)
         (self.output,) = next(node for node in graph.nodes if node.op == "output").all_input_nodes
         self.kernels = {node: k for node in self.data if (k := self._kernels(node)) is not None}
+        others = [node for node in self._computed() if node not in self.kernels]
+        self.others = {node: None if _name(node) == "getitem" else self._rule(node) for node in others}
 
     def _depending_on_the_image(self, graph):
         """The nodes computed from the image, in order."""
         data = {self.image: None}
         for node in graph.nodes:
-            if node.op == "call_function" and _name(node) not in CONSTANTS and self._sources(node, data):
+            self.sources[node] = [source for source in node.all_input_nodes if source in data]
+            if node.op == "call_function" and _name(node) not in CONSTANTS and self.sources[node]:
                 data[node] = None
-        return list(data)
+        return data
 
-    def _sources(self, node, data=None):
-        data = self.data if data is None else data
-        return [source for source in node.all_input_nodes if source in data]
+    def _computed(self):
+        return [node for node in self.data if node is not self.image]
 
     # ------------------------------------------------------------ kernels
 
@@ -178,8 +181,8 @@ class Graph:
     def is_gate(self, node):
         """Whether a node is a sigmoid, or made of one alone: a view, a resized version, 1 - it."""
         passing = (MOVES | CHANNELWISE | ELEMENTWISE | PRODUCTS) - GATES
-        while _name(node) in passing and len(self._sources(node)) == 1:
-            (node,) = self._sources(node)
+        while _name(node) in passing and len(self.sources[node]) == 1:
+            (node,) = self.sources[node]
         return _name(node) in GATES
 
     def data_and_gate(self, node):
@@ -198,7 +201,7 @@ class Graph:
 
     def _rule(self, node) -> Callable:
         """A function of the values (floats) of the node's sources, in their order."""
-        name, sources, shape = _name(node), self._sources(node), _shape(node)
+        name, sources, shape = _name(node), self.sources[node], _shape(node)
         if name in MOVES or name == "constant_pad_nd":
             args = node.args[:2] if name == "constant_pad_nd" else node.args
 
@@ -239,11 +242,11 @@ class Graph:
     def _rules(self, masks):
         """Every node with its rule, in order; a `getitem` has none."""
         rules = []
-        for node in self.data[1:]:
+        for node in self._computed():
             if node in self.kernels:
                 rules.append((node, self._kernels_rule(self.kernels[node], node, self.kernels[node].mask(masks))))
             else:
-                rules.append((node, None if _name(node) == "getitem" else self._rule(node)))
+                rules.append((node, self.others[node]))
         return rules
 
     def live(self, masks=None):
@@ -254,7 +257,7 @@ class Graph:
                 source, at = node.args
                 live[node] = live[source][at] if isinstance(live[source], tuple) else live[source]
                 continue
-            result = rule(*(live[source].float() for source in self._sources(node)))
+            result = rule(*(live[source].float() for source in self.sources[node]))
             live[node] = tuple(r > 0 for r in result) if isinstance(result, tuple | list) else result > 0
         return live
 
@@ -278,15 +281,15 @@ class Graph:
                 continue
             if node in self.kernels:
                 kernels = self.kernels[node]
-                reading = self._reading(kernels, kernels.mask(masks), live[self._sources(node)[0]])
+                reading = self._reading(kernels, kernels.mask(masks), live[self.sources[node][0]])
                 found[kernels.layer] |= reading & self._channels(kernels, need[node])[:, None]
-            values = [live[source].float().requires_grad_() for source in self._sources(node)]
+            values = [live[source].float().requires_grad_() for source in self.sources[node]]
             with torch.enable_grad():
                 results = rule(*values)
             results, wanted = (results, need[node]) if isinstance(need[node], tuple) else ((results,), (need[node],))
             wanted = [w.float() for w in wanted]
             gradients = torch.autograd.grad(list(results), values, wanted, allow_unused=True)
-            for source, gradient in zip(self._sources(node), gradients, strict=True):
+            for source, gradient in zip(self.sources[node], gradients, strict=True):
                 if gradient is not None:
                     need[source] |= gradient > 0
         return {layer: _in_blocks(kernels, layer, masks, blocks) for layer, kernels in found.items()}
@@ -295,7 +298,7 @@ class Graph:
         """{parameter: bool (channels,)}: biases and BatchNorm affines that only dead filters have, gates left out."""
         live, kept = self.live(masks), self._before_gates()
         dead = {}
-        for node in self.data[1:]:
+        for node in self._computed():
             if node in self.kernels and not self.kernels[node].linear:
                 constants, channels = node.args[2:3], self._channels(self.kernels[node], live[node])
             elif node in self.kernels:
@@ -313,14 +316,14 @@ class Graph:
 
     def _before_gates(self):
         """The nodes between a product's gate and the kernel calls that it is made by, those included."""
-        products = [n for n in self.data if _name(n) in PRODUCTS and len(self._sources(n)) == 2]
+        products = [n for n in self.data if _name(n) in PRODUCTS and len(self.sources[n]) == 2]
         todo = [pair[1] for pair in map(self.data_and_gate, products) if pair is not None]
         seen = set()
         while todo:
             node = todo.pop()
             if node not in seen:
                 seen.add(node)
-                todo.extend([] if node in self.kernels else self._sources(node))
+                todo.extend([] if node in self.kernels else self.sources[node])
         return seen
 
 

@@ -2242,15 +2242,17 @@ def test_ctrl_c_is_exit_code_130_and_leaves_nothing(criterion, folder):
 # --- the demo, on real weights and photographs
 
 
-DEMO_LAYER = "features.7"
+DEMO_LAYER = "features.5"
+DEMO_DENSITIES = (0.1, 0.04, 0.016)  # what can be drawn is a larger share of so few kernels
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The demo in a tenth of the time: at an earlier layer, on few crops, and trained for a few steps."""
+    """The demo in a twentieth of the time: at an earlier layer, on few crops, and trained for a few steps."""
     folder = tmp_path_factory.mktemp("demo") / "new"
     with pytest.MonkeyPatch.context() as hurried:
         hurried.setattr(demo_command, "LAYER", DEMO_LAYER)
+        hurried.setattr(demo_command, "DENSITIES", DEMO_DENSITIES)
         hurried.setattr(demo_command, "LEARNED", ("start=0.1", "steps=4", "final=8"))
         line = ["demo", "--out", str(folder), "--count", "7"]
         result = CliRunner().invoke(application.app, line, catch_exceptions=False)
@@ -2299,7 +2301,7 @@ def of_demo(demo):
 def test_the_demo_has_a_row_for_every_criterion_at_each_size_of_the_descent(demo):
     densities = of_demo(demo)
     assert list(demo.table) == [(c, d) for c in ("learned", *demo_command.CRITERIA) for d in densities]
-    for density, about in zip(densities, demo_command.DENSITIES, strict=True):
+    for density, about in zip(densities, DEMO_DENSITIES, strict=True):
         assert 0.8 < density / about < 1.25
     assert len(demo.rows) == len(demo.table)
     evaluation = cc.evaluate(*tiny())

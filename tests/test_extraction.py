@@ -37,6 +37,7 @@ from nets import NETS, seeded
 from random_nets import RandomNet
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("sizes_are_tried_once")
 
 
 def check(case, model, circuit, tolerance=1e-10, **oracle):
@@ -61,17 +62,16 @@ def memory_of(model):
 # ---------------------------------------- the module is the circuit
 
 
-@pytest.mark.parametrize("density", [0.2, 0.6, 1.0])
 @pytest.mark.parametrize(("name", "layer", "unit"), FEATURES)
-def test_the_module_is_the_circuit(name, layer, unit, density):
+def test_the_module_is_the_circuit(name, layer, unit):
     case = NETS[name]
     model, feature = case.build(), cc.Feature(layer, unit)
-    circuit = circuit_of(model, feature, case.images(), density, seed=3)
-    small = check(case, model, circuit, call=None)
-    assert not memory_of(small) & memory_of(model)  # training one changes nothing in the other
-    if circuit.density == 1:
-        images = case.images()
-        same(small(images), oracles.full_map(model, layer, unit, images))
+    for density in (0.2, 0.6, 1.0):
+        circuit = circuit_of(model, feature, case.images(), density, seed=3)
+        small = check(case, model, circuit, call=None)
+        assert not memory_of(small) & memory_of(model)  # training one changes nothing in the other
+    images = case.images()
+    same(small(images), oracles.full_map(model, layer, unit, images))
 
 
 @pytest.mark.parametrize(
@@ -117,15 +117,15 @@ def test_criteria_circuits_are_extracted_in_float32_and_in_bfloat16(name, layer,
     case = NETS[name]
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
         model, images = case.build().to(dtype), case.images().to(dtype)
+        scores = cc.score(model, cc.Feature(layer, unit), images, normalizer="layer_l2")
         for density in (0.5, 0.9):
-            scores = cc.score(model, cc.Feature(layer, unit), images, normalizer="layer_l2")
             circuit = cc.prune(scores, density=density)
             if cc.activations(model, circuit.feature, images, circuit=circuit).any():
                 assert {p.dtype for p in check(case, model, circuit, tolerance).parameters()} == {dtype}
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(25))
 def test_the_module_of_a_random_net_is_the_circuit_by_the_letter(seed):
     model = seeded(lambda: RandomNet(seed), seed)()
     images = torch.randn(3, 3, 7, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -458,11 +458,13 @@ def test_figures_of_a_sweep_are_those_of_masked_runs(name, layer, unit, effectiv
     circuits = circuits_of(model, feature, images)
     options = {"effective": effective, "batch_size": 2}
     full = cc.activations(model, feature, images)
-    for circuit, report in zip(circuits, evaluate_all(model, circuits, images, **options), strict=True):
+    reports = evaluate_all(model, circuits, images, **options)
+    for n, (circuit, report) in enumerate(zip(circuits, reports, strict=True)):
         kept = cc.activations(model, feature, images, circuit=circuit, effective=effective)
         agree(report, closed_form(counted(full, "all", full), counted(kept, "all", full)))
-        alone = cc.evaluate(model, circuit, images, **options)
-        assert all(getattr(report, name) == getattr(alone, name) for name in COUNTS)
+        if n not in (1, 2, 3):  # which differ from others in their sizes alone
+            alone = cc.evaluate(model, circuit, images, **options)
+            assert all(getattr(report, name) == getattr(alone, name) for name in COUNTS)
 
 
 @pytest.mark.oracle

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 import convcircuits as cc
-from architectures import REAL, real
-from cases import extracted
+from cases import check_same, extracted, through_text
 from convcircuits.compiler import module_json as graphs
 from convcircuits.compiler.instructions import IN_PLACE, OPERATIONS
-from convcircuits.compiler.interpreter import CircuitModule, one_of, program_of
+from convcircuits.compiler.interpreter import one_of, program_of
 from convcircuits.compiler.writing import Writer
 from convcircuits.storage import SCHEMA, sealed
 from handmade import CPU, HANDMADE, SHAPE, aten, handmade, images
@@ -32,21 +31,6 @@ def of_net(name, which=-1):
     return extracted(case.build(), cc.Feature(*case.features[which]), case.images(), 0.9), case.images()
 
 
-def through_text(module):
-    said = json.loads(json.dumps(graphs.to_json(module), allow_nan=False))
-    return graphs.from_json(said, {name: x.clone() for name, x in module.state_dict().items()})
-
-
-def check_same(again, module, x):
-    assert isinstance(again, CircuitModule)
-    assert not again.training
-    assert again.state_dict().keys() == module.state_dict().keys()
-    assert all(x.dtype == again.state_dict()[name].dtype for name, x in module.state_dict().items())
-    assert [p for p, _ in again.named_parameters()] == [p for p, _ in module.named_parameters()]
-    with torch.no_grad():
-        assert torch.equal(again(x), module(x))
-
-
 # ---------------------------------------- out and back
 
 
@@ -55,14 +39,6 @@ def test_every_net_comes_back(name):
     for which in range(len(NETS[name].features)):
         module, x = of_net(name, which)
         check_same(through_text(module), module, x)
-
-
-@pytest.mark.zoo
-@pytest.mark.parametrize("spec", REAL)
-def test_real_networks_come_back(spec):
-    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    module = extracted(real(spec), cc.Feature(REAL[spec], 1), x, 0.3)
-    check_same(through_text(module), module, x)
 
 
 @pytest.mark.parametrize("name", HANDMADE)

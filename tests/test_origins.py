@@ -348,12 +348,12 @@ def mutated(provenance, rng):
 @pytest.mark.parametrize(
     ("line", "runs"),
     [
-        ("show changed.safetensors", 300),
-        ("show changed.safetensors --json", 150),
-        ("evaluate changed.safetensors --model own_net:net", 200),
-        ("evaluate changed.safetensors", 100),
-        ("extract changed.safetensors --model own_net:net --batch-size 1", 60),
-        ("diagram changed.safetensors --model own_net:net --out d.json", 30),
+        ("show changed.safetensors", 150),
+        ("show changed.safetensors --json", 75),
+        ("evaluate changed.safetensors --model own_net:net", 100),
+        ("evaluate changed.safetensors", 50),
+        ("extract changed.safetensors --model own_net:net --batch-size 1", 30),
+        ("diagram changed.safetensors --model own_net:net --out d.json", 15),
     ],
 )
 def test_mutated_provenance_is_one_line_or_a_result(line, runs, place, run):

@@ -258,45 +258,6 @@ def test_alexnet_counts(layer, number):
         assert len(circuit) == 0
 
 
-ARCHITECTURES = {
-    "resnet18": (lambda: zoo.resnet18(weights=None), "layer4", 7),
-    "resnet18 conv": (lambda: zoo.resnet18(weights=None), "layer3.1.conv2", 7),
-    "googlenet": (
-        lambda: zoo.googlenet(weights=None, init_weights=False, aux_logits=False),
-        "inception4a",
-        500,
-    ),
-    "mobilenet_v2": (lambda: zoo.mobilenet_v2(weights=None), "features.10.conv.2", 5),
-    "densenet121": (lambda: zoo.densenet121(weights=None), "features.denseblock2", 300),
-    "shufflenet_v2": (lambda: zoo.shufflenet_v2_x0_5(weights=None), "stage3", 11),
-    "squeezenet": (lambda: zoo.squeezenet1_1(weights=None), "features.7", 3),
-    "efficientnet_b0": (lambda: zoo.efficientnet_b0(weights=None), "features.4", 11),
-    "vgg11_bn": (lambda: zoo.vgg11_bn(weights=None), "features.12", 4),
-}
-
-
-@pytest.mark.zoo
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_full_circuit_of_a_real_architecture_is_the_model_itself(name):
-    make, layer, unit = ARCHITECTURES[name]
-    torch.manual_seed(0)
-    model = make().eval()
-    images, feature = torch.randn(2, 3, 64, 64), cc.Feature(layer, unit)
-    expected = []
-    watched = copy.deepcopy(model)
-    watched.get_submodule(layer).register_forward_hook(lambda m, a, out: expected.append(out[:, unit].clone()))
-    with torch.no_grad():
-        watched(images)
-    everything = {k: torch.ones_like(m) for k, m in survey(Network(model), feature, (3, 64, 64)).kernels.items()}
-    circuit = cc.Circuit.from_masks(model, feature, everything, input_shape=(3, 64, 64))
-    assert circuit.density == 1
-    run = cc.activations(model, feature, images, circuit=circuit)
-    scale = float(expected[0].abs().max())
-    torch.testing.assert_close(run, expected[0], rtol=1e-4, atol=1e-4 * scale)
-    report = cc.evaluate(model, circuit, images)
-    assert report.effective_kernels == report.kernels == circuit.relevant
-
-
 # ---------------------------------------- what cannot be surveyed
 
 

@@ -33,6 +33,7 @@ from convcircuits.network.reach import Paths
 from convcircuits.network.recording import record_graph
 
 _IMAGES = 2  # enough to distinguish what is per image from what runs across images
+_STEPS = (1, 2, 4, 8, 16, 64)  # by how much larger images are to try, or smaller
 _TO_THE_END = 2**63 - 1  # how torch records the end of x[:, 1:]
 _CONSTANT = -2  # in place of the number of a scalar
 _SAME = ("clone", "contiguous", "lift_fresh_copy")  # nothing is moved
@@ -482,7 +483,7 @@ def takes_any_size(subject: Subject, layout: Layout) -> bool:
     strides.
     """
     channels, height, width = layout.input_shape
-    for step in (1, 2, 4, 8, 16, 64):
+    for step in _STEPS:
         step = -step if min(height, width) > 96 else step
         shape = (channels, height + step, width + step)
         try:

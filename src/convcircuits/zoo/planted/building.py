@@ -149,9 +149,10 @@ def _beside(
         whole[:, second] = (1 - share) * circuits[:, first]
         whole[:, first] = share * circuits[:, first]
         leaked[:, second] *= ~read[:, first]
-    leaked = _only(leaked, [*before.live, *before.others])
-    leaked *= (noise / _deviations(x, leaked).clamp_min(1e-9))[:, None, None, None]
-    rest = _only(drawn, before.constants) * size + leaked
+    rest = _only(drawn, before.constants) * size
+    if noise.any():
+        leaked = _only(leaked, [*before.live, *before.others])
+        rest += leaked * (noise / _deviations(x, leaked).clamp_min(1e-9))[:, None, None, None]
     for first, second in before.pairs:
         whole[:, [first]] = size * drawn[:, [first]]
         whole[:, [second]] = -size * drawn[:, [first]]
