@@ -22,7 +22,7 @@ else:
 
 # Residual connections, groups, depthwise kernels, concatenations, gates, Linear layers, weights that are computed,
 # layers that run several times, and padding of their own.
-KINDS = ["residual", "grouped", "mobile", "dense", "se_linear", "flat_head", "standardised", "twice", "same_pad"]
+KINDS = ["residual", "grouped", "mobile", "dense", "se_conv", "flat_head", "standardised", "twice", "same_pad"]
 
 
 @pytest.fixture(autouse=True, scope="module")

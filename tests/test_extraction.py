@@ -243,17 +243,6 @@ def test_the_same_module_is_written_inside_no_grad_and_in_another_random_state()
     assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("name", ["residual", "flat_head", "dense", "se_conv", "mobile"])
-def test_the_module_is_on_the_models_device(name):
-    case = NETS[name]
-    model = case.build().cuda()
-    circuit = circuit_of(model, cc.Feature(*case.features[-1]), case.images(), 0.8)
-    small, images = cc.extract(model, circuit), case.images()
-    assert {t.device.type for t in (*small.parameters(), *small.buffers())} == {"cuda"}
-    same(small(images.cuda()).cpu(), cc.activations(model, circuit.feature, images, circuit=circuit))
-
-
 # ---------------------------------------- what cannot be extracted
 
 
