@@ -72,7 +72,7 @@ RUN = """
 
     def killing(done, total):
         if done == 1:
-            end = time.monotonic() + 60
+            end = time.monotonic() + 600
             while len(list(here.glob("worker-*"))) < 2 and time.monotonic() < end:
                 time.sleep(0.01)
             nodes.remove_node(other, allow_graceful=False)
@@ -108,13 +108,14 @@ def test_a_cluster_that_loses_a_node_makes_the_same_atlas_and_its_driver_may_be_
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))  # workers' too
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": path, "THIS_TEST": str(tmp_path)}
     environment.pop("RAY_ADDRESS", None)
+    said = tmp_path / "said"  # a file, since the ends of a pipe that Ray's processes hold outlive the driver
     try:
-        ended = subprocess.run(
-            [sys.executable, "-c", code], env=environment, check=False, timeout=120, capture_output=True, text=True
-        )
+        with said.open("w") as out:
+            program = [sys.executable, "-c", code]
+            ended = subprocess.run(program, env=environment, stdout=out, stderr=out, check=False, timeout=600)
     finally:
         end_all(f"THIS_TEST={tmp_path}".encode())
-    assert ended.returncode == -signal.SIGKILL, ended.stderr[-3000:]
+    assert ended.returncode == -signal.SIGKILL, said.read_text()[-3000:]
     assert len(list(tmp_path.glob("worker-*"))) >= 2
     assert (tmp_path / "killed-9").exists()  # 2 chunks x 2 parts, and 5 units
     same(cc.Atlas.read(tmp_path / "shared"), made(tmp_path / "one"))

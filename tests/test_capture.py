@@ -286,7 +286,7 @@ def test_another_thread_sees_the_unmasked_model_in_the_middle_of_a_masked_run(wh
     def work():
         def stop():
             stopped.put("stopped")
-            go.get(timeout=30)
+            go.get(timeout=600)
 
         Waiting.gate.stop = stop
         try:
@@ -297,7 +297,7 @@ def test_another_thread_sees_the_unmasked_model_in_the_middle_of_a_masked_run(wh
     thread = threading.Thread(target=work)
     thread.start()
     stops = 0
-    while stopped.get(timeout=30) == "stopped":
+    while stopped.get(timeout=600) == "stopped":
         stops += 1
         assert torch.equal(model(images), expected)
         assert torch.equal(cc.activations(model, feature, images), expected[:, 1])

@@ -37,7 +37,7 @@ def in_node(node, *calls):
     script = files("convcircuits.drawing") / "static" / "figure.js"
     given = {"script": str(script), "calls": [(document.to_json(), *call) for document, *call in calls]}
     run = subprocess.run(
-        [node, "-e", IN_NODE], input=json.dumps(given).encode(), capture_output=True, check=True, timeout=60
+        [node, "-e", IN_NODE], input=json.dumps(given).encode(), capture_output=True, check=True, timeout=600
     )
     return json.loads(run.stdout)
 

@@ -78,7 +78,7 @@ SQUARE = ((0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98))
 PAGES = {"light": ("", "l/2", "u/2/7"), "dark": ("l/2", "u/2/7")}
 
 pytestmark = pytest.mark.browser
-expect.set_options(timeout=20_000)  # a busy machine
+expect.set_options(timeout=120_000)  # a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def open_page(browser, request):
         address = at or request.getfixturevalue("address")
         contexts.append(browser.new_context(viewport={"width": 1440, "height": 900}, **options))
         page = contexts[-1].new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(120_000)
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: said.append(f"error: {error}"))
         page.on("request", lambda request: asked.append(request.url))
@@ -748,7 +748,7 @@ def test_pages_fit_every_window_and_can_be_read(open_page, scheme):
 def test_on_real_weights_the_page_finds_what_its_command_finds(browser, open_page, tmp_path):
     with cc.explore("vgg16_hed", "sample", project=tmp_path / "project", size=80, port=0, open=False) as server:
         page = open_page(server.address)
-        expect(page.get_by_text(re.compile(r"Complete: \d+ photographs"))).to_be_visible(timeout=120_000)
+        expect(page.get_by_text(re.compile(r"Complete: \d+ photographs"))).to_be_visible(timeout=600_000)
         page.goto(f"{page.url}l/features.5")
         page.locator("[data-at='1'] .cell").click()
         expect(page.get_by_role("heading", level=1)).to_contain_text("unit 1")
@@ -756,7 +756,7 @@ def test_on_real_weights_the_page_finds_what_its_command_finds(browser, open_pag
         page.locator("[part=criterion]").select_option("snip")
         page.locator("[part=crops]").fill("5")
         page.locator("[part=find]").click()
-        page.get_by_role("link", name="open the circuit").click(timeout=120_000)
+        page.get_by_role("link", name="open the circuit").click(timeout=600_000)
         shown = page.locator(".figures .own td").first.inner_text()
         command = page.locator("pre[aria-label^='The command']").inner_text()
         (file,) = (tmp_path / "project" / "circuits").glob("*.safetensors")

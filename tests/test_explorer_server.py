@@ -80,7 +80,7 @@ def started(folder, *options):
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
         address = process.stdout.readline().strip()
-        with httpx.Client(base_url=address.partition("/?")[0], timeout=40) as client:
+        with httpx.Client(base_url=address.partition("/?")[0], timeout=600) as client:
             opened = client.get(address, follow_redirects=True)
             assert opened.status_code == 200
             assert "token" not in str(opened.url)
@@ -175,7 +175,7 @@ def test_the_server_loads_no_torch(tmp_path):
         "routes.application(session.Session(Opening(model='x', project=Path(sys.argv[1])))).openapi()\n"
         "sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", program, tmp_path], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program, tmp_path], timeout=600).returncode == 0
 
 
 @pytest.mark.slow
@@ -385,7 +385,7 @@ def test_whatever_is_asked_is_answered_as_the_schema_says(client):
         def ask(case):
             sent = case.as_transport_kwargs(base_url=str(client.base_url))
             cookies = {**(sent.pop("cookies", None) or {}), **dict(client.cookies)}
-            answer = httpx.request(**sent, cookies=cookies, timeout=40)
+            answer = httpx.request(**sent, cookies=cookies, timeout=600)
             said = [str(status) for status in case.operation.definition.raw["responses"]]
             assert str(answer.status_code) in said, (answer.status_code, sent)
             assert answer.status_code < 500
@@ -415,7 +415,7 @@ def test_a_circuit_is_the_one_that_the_command_finds_and_each_sees_the_other_s(c
     (folder / "circuits.toml").write_text(common + circuits)
     line = "find --recipe circuits.toml -m tiny_net:net --out project/circuits --json"
     command = [sys.executable, "-m", "convcircuits", *line.split()]
-    said = json.loads(subprocess.run(command, cwd=folder, capture_output=True, check=True, timeout=60).stdout)
+    said = json.loads(subprocess.run(command, cwd=folder, capture_output=True, check=True, timeout=600).stdout)
     mine = (folder / "project/circuits/mine.safetensors").read_bytes()
     assert client.get(f"/api/v1/circuits/{id}/file").content == mine
     card = client.get(f"/api/v1/circuits/{id}").json()
@@ -650,7 +650,7 @@ def test_python_opens_a_model_of_its_own(tmp_path, monkeypatch):
     with cc.explore(
         own.net(), tmp_path / "pictures", preprocess=own.prepared, project=project, port=0, open=False
     ) as explorer:
-        with httpx.Client(base_url=explorer.address.partition("/?")[0], timeout=40) as client:
+        with httpx.Client(base_url=explorer.address.partition("/?")[0], timeout=600) as client:
             client.get(explorer.address)
             assert ready(client)["name"] == "Net"
             id = done(client, FIND)["result"]["circuit"]
@@ -683,7 +683,7 @@ def test_python_is_told_what_cannot_be_opened(model, preprocess, said, tmp_path)
 def test_a_model_that_cannot_be_loaded_ends_the_command_with_a_sentence(tmp_path):
     line = "explore -m vgg16_head --project project --no-open --port 0"
     command = [sys.executable, "-m", "convcircuits", *line.split()]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 1
     assert "vgg16_hed" in ended.stderr
     assert not (tmp_path / "project").exists()
@@ -700,7 +700,7 @@ def test_a_server_that_is_killed_leaves_circuits_and_notes(served, folder):
     client.put(path, json={"label": "wheels"}, headers={"if-match": client.get(path).headers["etag"]})
     line = "explore -m tiny_net:net --project project --no-open"
     command = [sys.executable, "-m", "convcircuits", *line.split()]
-    locked = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    locked = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert locked.returncode == 1
     assert f"is open in another explorer (process {process.pid})" in locked.stderr
     process.kill()

@@ -168,7 +168,7 @@ def test_one_process_has_a_folder(store):
         "print(Store(Path(sys.argv[1]), read_only=True).circuits())"
     )
     command = [sys.executable, "-c", program, store.folder]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout.splitlines()
     assert "is open in another explorer (process" in said[0]
     assert said[1] == "[]"
     store.close()

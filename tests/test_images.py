@@ -66,7 +66,7 @@ def test_sample_photographs_import_neither_package():
         "import sys; from convcircuits.zoo.images import sample_photographs; sample_photographs();"
         "assert not {'skimage', 'sklearn', 'scipy'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=600)
 
 
 def test_missing_sample_packages_give_the_command(monkeypatch, tmp_path):

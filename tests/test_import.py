@@ -18,7 +18,7 @@ def said_by(*lines):
     path = f"import sys; sys.path.insert(0, {str(Path(cc.__file__).parents[1])!r})"
     program = "\n".join((path, "import json", *lines))
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True, timeout=100
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True, timeout=600
     )
     assert run.stderr == ""
     return json.loads(run.stdout)
