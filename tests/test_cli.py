@@ -2243,15 +2243,17 @@ def test_ctrl_c_is_exit_code_130_and_leaves_nothing(criterion, folder):
 
 
 DEMO_LAYER = "features.5"
+DEMO_SIZE = 48
 DEMO_DENSITIES = (0.1, 0.04, 0.016)  # what can be drawn is a larger share of so few kernels
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The demo in a twentieth of the time: at an earlier layer, on few crops, and trained for a few steps."""
+    """The demo in a twentieth of the time: at an earlier layer, on few small crops, trained for a few steps."""
     folder = tmp_path_factory.mktemp("demo") / "new"
     with pytest.MonkeyPatch.context() as hurried:
         hurried.setattr(demo_command, "LAYER", DEMO_LAYER)
+        hurried.setattr(demo_command, "SIZE", DEMO_SIZE)
         hurried.setattr(demo_command, "DENSITIES", DEMO_DENSITIES)
         hurried.setattr(demo_command, "LEARNED", ("start=0.1", "steps=4", "final=8"))
         line = ["demo", "--out", str(folder), "--count", "7"]
@@ -2331,7 +2333,7 @@ def test_the_demo_prints_every_criterion_and_what_it_wrote(demo):
 def test_the_demos_unit_is_the_one_that_the_rule_chooses_on_the_training_photographs(demo):
     loaded = load_model("vgg16_hed")
     train, _ = split_photographs(split_photographs(sample_photographs())[0])
-    images = crops(train, loaded.preprocess, count=120, seed=0, size=(demo_command.SIZE, demo_command.SIZE))
+    images = crops(train, loaded.preprocess, count=120, seed=0, size=(DEMO_SIZE, DEMO_SIZE))
     photographs = [train[i % len(train)].name for i in range(120)]
     unit = choose_unit(units(loaded.model, DEMO_LAYER, images, photographs=photographs))
     assert demo.circuit.feature == cc.Feature(DEMO_LAYER, unit.unit)
