@@ -77,13 +77,15 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.zoo
 def test_the_readme_runs(folder):
-    """On fewer and smaller crops than it names, which take a quarter of the time."""
+    """On fewer and smaller crops than it names, and refitted on fewer positions."""
     known = {}
     for block in blocks((ROOT / "README.md").read_text(encoding="utf-8")):
         fewer = block.replace("(112, 112)", "(48, 48)").replace("count=14", "count=7").replace("count=10", "count=5")
+        fewer = fewer.replace("images, density=0.05)", "images, density=0.05, start=0.15, positions=200)")
         exec(compile(fewer, "README.md", "exec"), known)
     assert known["images"].shape == (7, 3, 48, 48)
     assert len(known["held_out"]) == 5
+    assert "'positions': 200" in str(known["circuit"].provenance)
     assert (folder / "circuit.html").exists()
 
 
