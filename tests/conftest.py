@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import gc
 import logging
 import os
@@ -12,8 +13,11 @@ import pytest
 import torch
 from hypothesis import settings
 
+from convcircuits.circuits import evaluation, scoring
 from convcircuits.compiler import extraction
 from convcircuits.drawing import pictures
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
 from needs import find_chromium
 from nets import NETS
 
@@ -88,6 +92,15 @@ def sizes_are_tried_once(monkeypatch):
         return answers[key]
 
     monkeypatch.setattr(extraction, "takes_any_size", asked)
+
+
+@pytest.fixture
+def opened_once(monkeypatch):
+    """A model is opened once for all the scores, figures and maps of a test: each opening would find the same."""
+    network, opened = functools.cache(Network), functools.cache(Subject.open)
+    for module in (evaluation, scoring):
+        monkeypatch.setattr(module, "Network", network)
+    monkeypatch.setattr(Subject, "open", lambda model, feature, shape: opened(model, feature, shape and tuple(shape)))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 
 import pytest
 import torch
@@ -27,7 +26,6 @@ from cases import (
     masks_for_oracle,
     same,
 )
-from convcircuits.circuits import evaluation, scoring
 from convcircuits.circuits.evaluation import evaluate_all
 from convcircuits.compiler.extraction import Sweep
 from convcircuits.compiler.interpreter import CircuitModule, program_of
@@ -39,7 +37,7 @@ from nets import NETS, seeded
 from random_nets import RandomNet
 
 torch.set_num_threads(1)
-pytestmark = pytest.mark.usefixtures("sizes_are_tried_once")
+pytestmark = pytest.mark.usefixtures("sizes_are_tried_once", "opened_once")
 
 
 def check(case, model, circuit, tolerance=1e-10, **oracle):
@@ -426,15 +424,6 @@ def test_other_errors_say_what_is_wrong():
 # ---------------------------------------- sweeps
 
 
-@pytest.fixture
-def opened_once(monkeypatch):
-    """A model is opened once for all the scores, figures and maps of a test: each opening would find the same."""
-    network = functools.cache(Network)
-    for module in (evaluation, scoring):
-        monkeypatch.setattr(module, "Network", network)
-    monkeypatch.setattr(Subject, "open", functools.cache(Subject.open))
-
-
 def sweep_of(model, circuits, shape, effective=True):
     network = Network(model)
     feature = circuits[0].feature
@@ -449,7 +438,6 @@ def circuits_of(model, feature, images):
     return [*nested, nested[0] - nested[0], dataclasses.replace(nested[3], **calibration(nested[3].kernels)), *others]
 
 
-@pytest.mark.usefixtures("opened_once")
 @pytest.mark.parametrize("effective", [True, False], ids=["effective", "published"])
 @pytest.mark.parametrize(("name", "layer", "unit"), LAST)
 def test_figures_of_a_sweep_are_those_of_masked_runs(name, layer, unit, effective, request):
@@ -468,7 +456,6 @@ def test_figures_of_a_sweep_are_those_of_masked_runs(name, layer, unit, effectiv
             assert all(getattr(report, name) == getattr(alone, name) for name in COUNTS)
 
 
-@pytest.mark.usefixtures("opened_once")
 @pytest.mark.oracle
 @pytest.mark.parametrize("effective", [True, False], ids=["effective", "published"])
 @pytest.mark.parametrize("seed", range(8))
