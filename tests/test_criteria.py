@@ -37,6 +37,9 @@ ONE_SHOT = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("opened_once")
+
+
 def options_that_fit(layer_is_linear, combination):
     """A Linear has no positions to choose from."""
     return combination | ({"position": "all"} if layer_is_linear else {})
