@@ -311,6 +311,83 @@ def test_the_reader_chooses_colors_and_no_style_needs_a_permission(open_page):
     expect(page.locator(".explorer")).to_have_attribute("data-theme", "dark")
 
 
+def test_figures_go_before_pictures(open_page):
+    """Browsers open six connections to a server, and pictures that are seen first may take long to be made."""
+    page = open_page()
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    paths, priorities = {}, []
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+
+    def asked(said):
+        paths[said["requestId"]] = urlsplit(said["request"]["url"]).path
+        priorities.append((said["requestId"], said["request"]["initialPriority"]))
+
+    session.on("Network.requestWillBeSent", asked)
+    session.on(  # by default, when a picture turns out to be in sight
+        "Network.resourceChangedPriority", lambda said: priorities.append((said["requestId"], said["newPriority"]))
+    )
+    page.goto(f"{page.url}l/2")
+    page.locator("[data-at='7'] .cell").click()
+    expect(page.locator(".examples .crop")).to_have_count(10)
+    until(page, lambda: page.evaluate("[...document.images].every((one) => one.complete)"))
+    of = {kind: {priority for id, priority in priorities if kind in paths[id]} for kind in ("/thumb/", "/units")}
+    assert of == {"/thumb/": {"Low"}, "/units": {"High"}}
+
+
+def test_pictures_of_a_page_that_was_left_are_not_asked_for_any_more(open_page):
+    page = open_page()
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    held, left = set(), set()
+    page.route("**/thumb/**", lambda route: held.add(route.request.url))  # none is answered
+    page.on("requestfailed", lambda request: left.add(request.url))
+
+    def of(urls, width):
+        return {url for url in urls if f"?w={width}&" in url}
+
+    page.goto(f"{page.url}l/2")
+    until(page, lambda: len(of(held, 120)) > 10)
+    page.locator("[data-at='7'] .cell").click()
+    expect(page.locator(".examples .crop")).to_have_count(10)
+    until(page, lambda: len(of(held, 192)) == 10)
+    until(page, lambda: of(left, 120) == of(held, 120))
+    assert not of(left, 192)
+
+
+CLICK = """(link) => new Promise((done) => {
+  const asked = [];
+  const { fetch } = window;
+  window.fetch = (path, ...rest) => {
+    asked.push(path);
+    return fetch(path, ...rest);
+  };
+  const look = () => document.querySelector("h1").textContent.endsWith("unit 7") && done([...asked]);
+  new MutationObserver(look).observe(document, { childList: true, subtree: true, characterData: true });
+  document.querySelector(link).click();
+})"""
+
+
+def test_a_unit_is_asked_for_before_its_page_is_drawn_without_it(open_page):
+    page = open_page()
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    page.goto(f"{page.url}l/2")
+    page.locator("[data-at='7'] .cell").wait_for()
+    asked = page.evaluate(CLICK, "[data-at='7'] .cell")
+    assert sorted(urlsplit(path).path.rpartition("/units/7")[2] for path in asked if "/units/7" in path) == [
+        "",
+        "/examples",
+    ]
+
+
+def until(page, met):
+    """Wait until something holds, while the page goes on."""
+    for _ in range(1200):
+        if met():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("It does not happen.")
+
+
 def test_the_units_at_a_point_of_a_photograph(open_page):
     page = open_page()
     expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()

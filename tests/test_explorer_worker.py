@@ -10,6 +10,8 @@ import os
 import pickle
 import shutil
 import stat
+import sys
+import threading
 import types
 import webbrowser
 
@@ -550,6 +552,45 @@ def test_no_process_list_shows_the_token(tmp_path, monkeypatch):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert "url=http://127.0.0.1:1/?token=secret" in file.read_text()
     file.unlink()
+
+
+def test_the_worker_is_not_asked_about_atlases_where_there_are_none(explorer):
+    assert explorer.atlases() == []  # it has not been started
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all threads of a process have one priority")
+def test_jobs_give_way_on_a_busy_computer_and_answers_do_not(monkeypatch):
+    def niceness(*_):
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def begun(*_):  # as torch starts its threads
+        found = []
+        thread = threading.Thread(target=lambda: found.append(niceness()))
+        thread.start()
+        thread.join(20)
+        return [niceness(), *found]
+
+    monkeypatch.setattr(worker, "Materials", lambda _: types.SimpleNamespace(about=dict))
+    monkeypatch.setattr(worker, "Project", lambda _: None)
+    monkeypatch.setattr(worker, "Questions", lambda _: types.SimpleNamespace(answer=niceness, known=lambda name: name))
+    monkeypatch.setattr(worker.tasks, "do", begun)
+    ended = []
+    monkeypatch.setattr(worker.os, "_exit", ended.append)
+    (jobs, taken), (questions, asked) = multiprocessing.Pipe(), multiprocessing.Pipe()
+    thread = threading.Thread(target=worker.run, args=(None, taken, asked, [0]))
+    thread.start()
+    for known in (True, False):
+        questions.send((1, known, ()))
+        assert questions.poll(20)
+        assert questions.recv() == (1, True, niceness())
+    jobs.send(("id", "kind", {}, 0))
+    *_, done = (jobs.poll(20) and jobs.recv() for _ in range(3))  # ready, begun, done
+    jobs.close()
+    questions.close()
+    thread.join(20)
+    assert ended == [0]
+    assert done[:2] == ("done", "id")
+    assert min(done[2]) > niceness()
 
 
 def test_a_host_that_is_none_is_said_at_once():

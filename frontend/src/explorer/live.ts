@@ -1,7 +1,7 @@
 /** What the explorer knows of the server, kept up to date by its events. */
 
 import { computed, signal } from "@preact/signals";
-import { useEffect, useState } from "preact/hooks";
+import { useLayoutEffect, useState } from "preact/hooks";
 import {
   ApiError,
   api,
@@ -202,7 +202,8 @@ export function useUnit(layer: string, unit: number): Loaded<Unit> {
 /** Fetches something, again whenever its version is another one. What is shown of another object is dropped at once. */
 export function useLoaded<T>(of: string, state: number, load: (signal: AbortSignal) => Promise<T | null>): Loaded<T> {
   const [found, put] = useState<Loaded<T> & { of: string }>({ of, value: null, error: "" });
-  useEffect(() => {
+  // Asked for before the page is drawn without it.
+  useLayoutEffect(() => {
     const control = new AbortController();
     (async () => {
       while (!control.signal.aborted) {

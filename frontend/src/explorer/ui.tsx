@@ -1,7 +1,7 @@
 /** Small components that several pages use. */
 
 import type { ComponentChildren } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { heat } from "../core/color.js";
 import { plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
@@ -45,9 +45,19 @@ export function To({ place, children, ...rest }: ToProps) {
   );
 }
 
-/** A picture from the server; where there is none, a sign that says so. */
+/** A picture from the server; where there is none, a sign that says so.
+ *
+ *  Figures come first: a browser opens few connections to one server, so pictures wait, and those of a page that was
+ *  left are not asked for any more. */
 export function Picture({ src, alt, side, class: name }: { src: string; alt: string; side?: number; class?: string }) {
   const [failed, fail] = useState("");
+  const image = useRef<HTMLImageElement>(null);
+  useLayoutEffect(
+    () => () => {
+      if (image.current?.complete === false) image.current.removeAttribute("src");
+    },
+    [],
+  );
   useEffect(() => {
     if (failed !== src) return;
     const timer = setTimeout(() => fail(""), 3000); // the worker may have been busy
@@ -61,12 +71,14 @@ export function Picture({ src, alt, side, class: name }: { src: string; alt: str
     );
   return (
     <img
+      ref={image}
       class={name}
       src={src}
       alt={alt}
       width={side}
       height={side}
       loading="lazy"
+      fetchpriority="low"
       decoding="async"
       draggable={false}
       onError={() => fail(src)}

@@ -238,7 +238,7 @@ class Session:
     def atlases(self) -> list[schemas.AtlasCard]:
         """Return the atlases of layers of this model that there are, and others with what is wrong."""
         folders = self.store.atlases()
-        said = self.jobs.ask("atlases", [*folders.values()], timeout=60.0)
+        said = self.jobs.ask("atlases", [*folders.values()], timeout=60.0) if folders else []
         cards = [
             schemas.AtlasCard(id=id, name=folder.name, **card)
             for (id, folder), card in zip(folders.items(), said, strict=True)

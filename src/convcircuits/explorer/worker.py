@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import re
+import sys
 import threading
 import time
 import traceback
@@ -27,6 +28,7 @@ from convcircuits.explorer.project import Project
 from convcircuits.explorer.questions import Questions
 
 _OFTEN = 0.2  # seconds between two reports of progress
+_NICENESS = 5  # where a processor is short, about a third of the time that others get
 _log = logging.getLogger(__name__)
 
 
@@ -39,6 +41,9 @@ def run(opening: Opening, jobs: Connection, questions: Connection, stops: Any) -
         questions: Where questions come from.
         stops: Shared numbers, of which the server sets that in a job's slot to 1 when the job is to stop.
     """
+    answers: Future[Questions] = Future()
+    threading.Thread(target=lambda: _answer(answers.result(), questions), daemon=True).start()
+    _give_way()
     try:
         materials = Materials(opening)
         project = Project(materials)
@@ -46,13 +51,23 @@ def run(opening: Opening, jobs: Connection, questions: Connection, stops: Any) -
     except Exception as error:
         jobs.send(("failed", None, _sentence(error)))
         return
-    threading.Thread(target=_answer, args=(Questions(materials), questions), daemon=True).start()
+    answers.set_result(Questions(materials))
     desk = Desk(project, jobs, stops)
     try:
         while True:
             desk.take()
     except (EOFError, OSError):  # the server has ended
         os._exit(0)
+
+
+def _give_way() -> None:
+    """Let others go first on a busy computer: the browser, the server and answers to questions.
+
+    On Linux this concerns the calling thread and those that it starts from now on, such as torch's; on other systems it
+    concerns all of the process.
+    """
+    if sys.platform != "win32":
+        os.nice(_NICENESS)
 
 
 def _done(project: Project, id: str, kind: str, parameters: dict[str, Any], reporter: "Reporter") -> tuple[Any, ...]:
