@@ -290,8 +290,8 @@ def check_same(again, module, x):
     """The same module to the bit."""
     assert isinstance(again, CircuitModule)
     assert not again.training
-    assert again.state_dict().keys() == module.state_dict().keys()
-    assert all(x.dtype == again.state_dict()[name].dtype for name, x in module.state_dict().items())
+    types, wanted = ({name: x.dtype for name, x in one.state_dict().items()} for one in (again, module))
+    assert types == wanted
     assert [p for p, _ in again.named_parameters()] == [p for p, _ in module.named_parameters()]
     with torch.no_grad():
         assert torch.equal(again(x), module(x))

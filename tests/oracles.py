@@ -20,6 +20,7 @@ import itertools
 import math
 import operator
 import warnings
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -835,13 +836,19 @@ def _slow_layers(graph_module, feature, masks, blocks):
     return slow
 
 
+_searched = weakref.WeakKeyDictionary()  # model -> its graphs, in which a search looks at no weight
+
+
 def reachable(model, layer, unit, input_shape, masks=None, *, blocks=None, call=None):
     """{layer: bool (out, in)}: kernels on a path image -> feature inside the masks, by graph search.
 
     Holds the layers that run up to the feature, in execution order. Without masks: the relevant kernels; with
     masks: the effective ones.
     """
-    graph_module = trace(model, input_shape)
+    graphs = _searched.setdefault(model, {})
+    if tuple(input_shape) not in graphs:
+        graphs[tuple(input_shape)] = trace(model, input_shape)
+    graph_module = graphs[tuple(input_shape)]
     feature = _feature_node(graph_module, layer, call)
     slow = _slow_layers(graph_module, feature, masks, blocks)
     nodes = list(graph_module.graph.nodes)

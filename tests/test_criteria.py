@@ -1,5 +1,6 @@
 """Criteria against the oracles, and the laws that every score obeys, for kernels, filters and weights."""
 
+import functools
 import itertools
 
 import pytest
@@ -45,8 +46,11 @@ def options_that_fit(layer_is_linear, combination):
     return combination | ({"position": "all"} if layer_is_linear else {})
 
 
-def alive_masks(model, layer, unit, case, density=0.8):
+@functools.cache
+def alive_masks(name, layer, unit, density=0.8):
     """Random masks of which every kernel is effective and in which no relevant filter is dead."""
+    case = NETS[name]
+    model = case.build()
     relevant = relevant_of(case, model, layer, unit)
     for seed in range(400):
         generator = torch.Generator().manual_seed(seed)
@@ -307,7 +311,7 @@ def test_a_position_does_not_depend_on_batches_either(position):
 def test_inside_a_circuit_without_dead_filters_scores_equal_the_oracle(name, layer, unit, criterion):
     case = NETS[name]
     model, images = case.build(), case.images(2)
-    masks = alive_masks(model, layer, unit, case)
+    masks = alive_masks(name, layer, unit)
     position = "all" if is_linear(model, layer) else "max"
     feature = cc.Feature(layer, unit, position=position)
     circuit = cc.Circuit.from_masks(model, feature, masks, input_shape=case.input_shape)
