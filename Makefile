@@ -89,7 +89,7 @@ bench: setup
 	$(BIN)/python benchmarks/speed.py --out benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/circuits.py --out benchmarks/CIRCUITS.md
 	$(CHROMIUM) $(BIN)/python benchmarks/diagram.py --out benchmarks/DIAGRAM.md
-	$(CHROMIUM) $(BIN)/python benchmarks/explorer.py --count 24 --size 64 --out benchmarks/EXPLORER.md
+	$(CHROMIUM) $(BIN)/python benchmarks/explorer.py --count 24 --out benchmarks/EXPLORER.md
 
 # The documentation, in site/. Its examples are run, and nothing is fetched.
 docs: .venv/.installed-docs

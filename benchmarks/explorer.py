@@ -5,7 +5,7 @@ threads; reading the pictures is measured apart. Pages are timed in the browser,
 The photographs are crops of those given, written as JPEG files of the size that is measured.
 
     python benchmarks/explorer.py --images gcompris:FOLDER                       # 2,000 photographs, 224 px: long
-    python benchmarks/explorer.py --count 24 --size 64 --out benchmarks/EXPLORER.md
+    python benchmarks/explorer.py --count 24 --out benchmarks/EXPLORER.md
 """
 
 import argparse
