@@ -445,6 +445,7 @@ def test_alike_units_are_placed_close():
 def test_umap_keeps_neighbors_and_depends_on_its_seed_alone():
     planted = Planted(sizes=(14, 12, 10))
     places = planted.placed("umap", seed=3)
+    assert torch.get_num_threads() == 1  # numba sets how many threads OpenMP starts, for torch, too
     assert torch.equal(places, planted.placed("umap", seed=3))
     assert not torch.equal(places, planted.placed("umap", seed=4))
     family = torch.tensor([0] * 14 + [1] * 12 + [2] * 10)

@@ -1,10 +1,13 @@
 """Where things lie on a map of two dimensions: what the ways to place them have in common, and UMAP."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from convcircuits.errors import ConvCircuitsError, option
 
@@ -59,10 +62,20 @@ def by_umap(given: Points, first: Points, seed: int, *, distances: bool = False)
         random_state=seed,
         n_jobs=1,  # as a seed requires
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _threads_kept():
         warnings.filterwarnings("ignore", "using precomputed metric")  # which cannot place things added later
         found: Points = np.asarray(placing.fit_transform(given), dtype=np.float64)
     return found
+
+
+@contextlib.contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Keep how many threads torch uses: numba, which UMAP runs on, sets that of OpenMP, which is torch's."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _umap() -> Any:
