@@ -126,28 +126,6 @@ class Graph:
     def _computed(self):
         return [node for node in self.data if node is not self.image]
 
-    def pairs(self):
-        """Which kinds of operations read what which others compute: a set of (read, reading)."""
-        kinds, pairs = {self.image: ("image",)}, set()
-        for node in self._computed():
-            sources = [kinds[source] for source in self.sources[node]]
-            if _name(node) == "getitem":
-                (kinds[node],) = sources
-            else:
-                kinds[node] = self._kind(node)
-                pairs |= {(source, kinds[node]) for source in sources}
-        return pairs
-
-    def _kind(self, node):
-        """The operation's name; of a convolution, what it does as well."""
-        if _name(node) != "convolution":
-            return (_name(node),)
-        _, weight, bias, stride, _, dilation, _, _, groups = node.args
-        filters, read, *size = _shape(weight)
-        grouped = "depthwise" if read == 1 and groups == filters else groups > 1
-        computed = weight not in self.parameter
-        return ("convolution", grouped, size == [1, 1], max(stride) > 1, max(dilation) > 1, computed, bias is None)
-
     # ------------------------------------------------------------ kernels
 
     def _kernels(self, node):
