@@ -29,7 +29,7 @@ NETS = {
 }
 FEW = {"stitched", "compiled with bypass", "polysemantic of three"}
 EACH = pytest.mark.parametrize("kind", [k if k in FEW else pytest.param(k, marks=pytest.mark.oracle) for k in NETS])
-SEEDS = pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.oracle)])
+SEEDS = pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.oracle) for n in (1, 2))])
 MECHANISMS = pytest.mark.parametrize("mechanisms", [1, 2, 3])
 LEAKY = {"plain": plant} | {kind: NETS[kind] for kind in ("stitched", "compiled in groups", "polysemantic of three")}
 
