@@ -567,7 +567,7 @@ def test_jobs_give_way_on_a_busy_computer_and_answers_do_not(monkeypatch):
         found = []
         thread = threading.Thread(target=lambda: found.append(niceness()))
         thread.start()
-        thread.join(20)
+        thread.join(600)
         return [niceness(), *found]
 
     monkeypatch.setattr(worker, "Materials", lambda _: types.SimpleNamespace(about=dict))
@@ -581,16 +581,25 @@ def test_jobs_give_way_on_a_busy_computer_and_answers_do_not(monkeypatch):
     thread.start()
     for known in (True, False):
         questions.send((1, known, ()))
-        assert questions.poll(20)
+        assert questions.poll(600)
         assert questions.recv() == (1, True, niceness())
     jobs.send(("id", "kind", {}, 0))
-    *_, done = (jobs.poll(20) and jobs.recv() for _ in range(3))  # ready, begun, done
+    *_, done = (jobs.poll(600) and jobs.recv() for _ in range(3))  # ready, begun, done
     jobs.close()
     questions.close()
-    thread.join(20)
+    thread.join(600)
     assert ended == [0]
     assert done[:2] == ("done", "id")
     assert min(done[2]) > niceness()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing gives way there")
+def test_a_computer_that_lets_no_process_give_way_finds_circuits_all_the_same(monkeypatch):
+    def refused(_):
+        raise PermissionError
+
+    monkeypatch.setattr(worker.os, "nice", refused)
+    worker._give_way()
 
 
 def test_a_host_that_is_none_is_said_at_once():

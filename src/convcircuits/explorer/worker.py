@@ -67,7 +67,8 @@ def _give_way() -> None:
     concerns all of the process.
     """
     if sys.platform != "win32":
-        os.nice(_NICENESS)
+        with contextlib.suppress(OSError):  # a sandbox may refuse it
+            os.nice(_NICENESS)
 
 
 def _done(project: Project, id: str, kind: str, parameters: dict[str, Any], reporter: "Reporter") -> tuple[Any, ...]:
