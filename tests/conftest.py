@@ -103,6 +103,13 @@ def opened_once(monkeypatch):
     monkeypatch.setattr(Subject, "open", lambda model, feature, shape: opened(model, feature, shape and tuple(shape)))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """What a test runs leaves torch its one thread: two workers with two threads each wait for one another."""
+    yield
+    assert torch.get_num_threads() == 1
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A Chromium. It ends with the module: while it runs, no other test of the process can run an event loop."""
