@@ -106,7 +106,7 @@ def case(request):
 
 
 @pytest.fixture
-def opened_once(case, monkeypatch):
+def case_is_open(case, monkeypatch):
     """Circuits, scores, maps and modules of a case come from one opening of its model: all would find the same."""
     monkeypatch.setattr(Subject, "open", lambda *given: case.subject)
     for module in (evaluation, scoring):
@@ -170,7 +170,7 @@ def test_relevant_and_effective_kernels_are_those_of_a_search_in_the_graph(case)
 
 
 @EVERY
-@pytest.mark.usefixtures("opened_once")
+@pytest.mark.usefixtures("case_is_open")
 def test_the_full_circuit_is_the_model_itself_and_leaves_it_as_it_was(case):
     model, images = case.model, case.architecture.images()
     before, condition = case.before
@@ -205,7 +205,7 @@ def test_what_only_dead_filters_hold_plays_no_part_in_a_circuit(case):
 
 
 @WITHOUT_COVERED
-@pytest.mark.usefixtures("opened_once")
+@pytest.mark.usefixtures("case_is_open")
 def test_a_circuit_is_refitted(case):
     """That the full one stays as it is, is a law of all small nets."""
     images, subject = case.architecture.images(), case.subject
@@ -226,7 +226,7 @@ def test_a_circuit_is_refitted(case):
 
 
 @WITHOUT_COVERED
-@pytest.mark.usefixtures("opened_once")
+@pytest.mark.usefixtures("case_is_open")
 def test_a_circuit_is_relabelled(case):
     """That the inverse gives it back is a law of all small nets."""
     circuit = replace(case.full, elements=LayerTable(thinned(case.survey.kernels, 0.6, whole=None)))
@@ -267,7 +267,7 @@ def error_of(got, expected):
 
 
 @WITHOUT_COVERED
-@pytest.mark.usefixtures("sizes_are_tried_once", "opened_once")
+@pytest.mark.usefixtures("sizes_are_tried_once", "case_is_open")
 def test_the_extracted_module_is_the_circuit_and_smaller_than_the_model(case, monkeypatch):
     monkeypatch.setattr(layout, "_STEPS", (1,))  # the small nets have all six
     model, images = case.model, case.architecture.images()

@@ -72,7 +72,7 @@ RUN = """
 
     def killing(done, total):
         if done == 1:
-            end = time.monotonic() + 600
+            end = time.monotonic() + 300
             while len(list(here.glob("worker-*"))) < 2 and time.monotonic() < end:
                 time.sleep(0.01)
             nodes.remove_node(other, allow_graceful=False)

@@ -192,7 +192,7 @@ class Slow:
     def answer(self, name, *arguments):
         if name == "slow":
             self.begun.set()
-            assert self.go.wait(20)
+            assert self.go.wait(600)
         if name in ("broken", "wrong"):
             raise cc.ConvCircuitsError(f"It is {name}.")
         self.done.append((name, *arguments))
@@ -209,12 +209,12 @@ def desk():
     yield slow, here
     slow.go.set()
     here.close()
-    thread.join(20)
+    thread.join(600)
     assert not thread.is_alive()
 
 
 def heard(pipe):
-    assert pipe.poll(20)
+    assert pipe.poll(600)
     return pipe.recv()
 
 
@@ -241,7 +241,7 @@ def test_a_question_that_fails_is_answered_so_and_the_next_one_is_answered(desk,
 def test_of_photographs_that_wait_to_be_looked_at_only_the_last_is(desk):
     slow, pipe = desk
     pipe.send((0, "slow", ()))
-    assert slow.begun.wait(20)
+    assert slow.begun.wait(600)
     for photo in "abc":
         pipe.send((1, "look", (photo,)))
     pipe.send((2, "other", ()))

@@ -91,9 +91,9 @@ def started(folder, *options):
         process.stdout.close()
 
 
-def until(met, seconds=40):
+def until(met):
     """Wait for what a function returns to be true, and return it."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + 600
     while time.monotonic() < end:
         found = met()
         if found:
