@@ -269,7 +269,7 @@ def test_training_lowers_the_error_on_its_images(name, layer, unit):
         "tolerance": 0.0,
     }  # one circuit, so that both have the same kernels
     refitted = cc.find(model, feature, images, criterion="learned", steps=0, final=0, **options)
-    trained = cc.find(model, feature, images, criterion="learned", final=40, rate=0.003, batch=16, **options)
+    trained = cc.find(model, feature, images, criterion="learned", final=100, rate=0.003, batch=16, **options)
     assert refitted == cc.find(model, feature, images, criterion="progressive", density=0.4, start=0.4)
     assert trained.elements == refitted.elements
     before, after = (cc.evaluate(model, circuit, images).r2 for circuit in (refitted, trained))
@@ -277,14 +277,14 @@ def test_training_lowers_the_error_on_its_images(name, layer, unit):
     about = trained.provenance["calibration"]["trained"]
     assert about == {
         "steps": 60,
-        "final": 40,
+        "final": 100,
         "rate": 0.003,
         "batch": 16,
         "rectified": 0.0,
         "tolerance": 0.0,
         "images": 16,
     }
-    assert trained.provenance["cost"]["trained"] == 40 * 16
+    assert trained.provenance["cost"]["trained"] == 100 * 16
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "mobile"])
