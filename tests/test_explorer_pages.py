@@ -180,6 +180,14 @@ ASKED = """(job) =>
     .then((answer) => answer.json().then((said) => [answer.status, said.result?.circuit]))"""
 
 
+PIXELS = """async (image) => {
+  await image.decode();
+  const context = Object.assign(document.createElement("canvas"), { width: 16, height: 16 }).getContext("2d");
+  context.drawImage(image, 0, 0, 16, 16);
+  return [...context.getImageData(0, 0, 16, 16).data];
+}"""
+
+
 NOTED = """async ([of, label]) => {
   const path = `/api/v1/notes/${of}`;
   const tag = await fetch(path).then((answer) => answer.headers.get("etag"));
@@ -333,6 +341,35 @@ def test_figures_go_before_pictures(open_page):
     until(page, lambda: page.evaluate("[...document.images].every((one) => one.complete)"))
     of = {kind: {priority for id, priority in priorities if kind in paths[id]} for kind in ("/thumb/", "/units")}
     assert of == {"/thumb/": {"Low"}, "/units": {"High"}}
+
+
+def test_no_picture_is_another_explorers_at_the_same_address(open_page, tmp_path):
+    """Browsers keep pictures for good, and the next explorer at a port may prepare its photographs in another way."""
+    (tmp_path / "near_net.py").write_text(MODEL)
+    (tmp_path / "far_net.py").write_text(MODEL.replace("resize=(22, 22)", "resize=(44, 44)"))
+    (tmp_path / "pictures").mkdir()
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    coarse.resize((36, 30)).save(tmp_path / "pictures/a.png")
+    coarse.resize((30, 36)).save(tmp_path / "pictures/b.png")
+    shown, page, port = {}, None, 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        for net in ("near", "far"):
+            project = tmp_path / net
+            opened = cc.explore(f"{net}_net:net", tmp_path / "pictures", project=project, port=port, open=False)
+            with opened as explorer:
+                page = page or open_page(explorer.address)
+                page.goto(explorer.address)
+                page.locator("[data-ready=true]").wait_for()
+                port = urlsplit(page.url).port
+                photo = page.evaluate("fetch('/api/v1/photos').then(r => r.json()).then(r => r.photographs[0].id)")
+                page.goto(f"http://127.0.0.1:{port}/i/{photo}")
+                picture = page.locator("[part=photo] img")
+                expect(picture).to_have_js_property("complete", True)
+                shown[net] = picture.evaluate(PIXELS)
+                page.goto("about:blank")
+    near, far = (np.array(pixels, dtype=float) for pixels in shown.values())
+    assert np.abs(near - far).mean() > 5  # one is a quarter of what the other is
 
 
 def test_pictures_of_a_page_that_was_left_are_not_asked_for_any_more(open_page):

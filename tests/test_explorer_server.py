@@ -238,9 +238,14 @@ def test_a_thumb_has_the_pixels_of_its_box_and_never_changes(client, folder):
     top, left, height, width = example["box"]
     assert (height, width) == (7, 7)
     path = f"/api/v1/thumb/{example['photo']}?w=70&box={top},{left},{height},{width}"
-    answer = client.get(path)
+    of = client.get("/api/v1/model").json()["images"][:8]
+    answer = client.get(f"{path}&of={of}")
     assert answer.headers["content-type"] == "image/jpeg"
     assert "immutable" in answer.headers["cache-control"]
+    unnamed = client.get(path)  # which another explorer at this port may answer otherwise
+    assert (unnamed.content, unnamed.headers["cache-control"]) == (answer.content, "private, no-cache")
+    other = client.get(f"{path}&of={'0' if of[0] != '0' else '1'}{of[1:]}")
+    assert (other.status_code, other.headers["cache-control"]) == (404, "no-store")
     shown = Image.open(io.BytesIO(answer.content))
     picture = Image.open(folder / "pictures" / example["name"])
     region = Preprocess(size=(20, 20), resize=(22, 22)).region(picture.size).part(example["box"], (20, 20))

@@ -544,8 +544,16 @@ async function download(path: string, otherwise: string): Promise<Download> {
 
 const unitPath = (layer: string, unit: number) => `${encodeURIComponent(layer)}/${unit}`;
 
+/** How photographs are prepared, from the model card. It is part of every picture's address: browsers keep pictures for
+ *  good, and another explorer at this address may show another part of a photograph in the same box. */
+let prepared = "";
+
 export const api = {
-  model: (signal?: AbortSignal) => get<ModelCard>("/model", signal),
+  async model(signal?: AbortSignal): Promise<ModelCard> {
+    const card = await get<ModelCard>("/model", signal);
+    if (card.images) prepared = card.images.slice(0, 8); // there is none while the model is being loaded
+    return card;
+  },
   atlases: (signal?: AbortSignal) => get<AtlasCard[]>("/atlases", signal),
   /** The page that shows an atlas. */
   atlas: (id: string) => `/a/${id}`,
@@ -603,7 +611,7 @@ export const api = {
   circuitFile: (id: string) => `${ROOT}/circuits/${id}/file`,
   /** A photograph or, as a square, a part of it. */
   thumb: (photo: string, width: number, box: Box | null = null) =>
-    `${ROOT}/thumb/${photo}?w=${width}${box ? `&box=${box.join()}` : ""}`,
+    `${ROOT}/thumb/${photo}?w=${width}${box ? `&box=${box.join()}` : ""}&of=${prepared}`,
   jobs: (signal?: AbortSignal) => get<Job[]>("/jobs", signal),
   submit: async (job: JobRequest): Promise<Job> => (await ask("/jobs", write("POST", job))).json(),
   cancel: async (id: string): Promise<Job> => (await ask(`/jobs/${id}`, { method: "DELETE" })).json(),

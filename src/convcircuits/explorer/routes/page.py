@@ -47,8 +47,9 @@ def add(app: FastAPI, session: Session) -> None:
         found = session.trajectory(one["name"], unit)
         if found is None:
             raise HTTPException(404, "The photographs of this unit have not been placed yet; its page does that.")
+        of = session.about()["images"][:8]
         pictures = [
-            f"/api/v1/thumb/{photo}?w=96&box={','.join(map(str, box))}"
+            f"/api/v1/thumb/{photo}?w=96&of={of}&box={','.join(map(str, box))}"
             for photo, box in zip(found.photos, found.boxes, strict=True)
         ]
         job = {"kind": "find", "feature": f"{one['name']}:{unit}@max"}

@@ -38,15 +38,27 @@ def add(app: FastAPI, session: Session) -> None:
                 "beyond the image; what lies outside of the image is hatched. `0,0,H,W` is what the model sees.",
             ),
         ] = None,
+        of: Annotated[
+            str | None,
+            Query(
+                pattern="^[0-9a-f]{8,32}$",
+                description="How the model card's `images` begins, which says how photographs become images. Only an "
+                "address with it may be kept: a box shows another part where they are prepared in another way.",
+            ),
+        ] = None,
         if_none_match: Annotated[str | None, Header()] = None,
     ) -> Response:
-        """A photograph, or a part of it as a square. It never changes: ids are hashes of content."""
+        """A photograph, or a part of it as a square. With ``of``, it never changes."""
         session.photo(photo)
         part = None if box is None else tuple(map(int, box.split(",")))
         if part is not None and 0 in part[2:]:
             raise HTTPException(422, "box: its height and width must be at least 1.")
-        key = hash_of([_THUMBS, photo, w, None if part is None else [*part], session.about()["images"]])
-        headers = {"etag": f'"{key}"', "cache-control": "private, max-age=31536000, immutable"}
+        images = session.about()["images"]
+        if of is not None and not images.startswith(of):
+            raise HTTPException(404, "of: these photographs are prepared in another way now; get the model card again.")
+        key = hash_of([_THUMBS, photo, w, None if part is None else [*part], images])
+        kept = "no-cache" if of is None else "max-age=31536000, immutable"
+        headers = {"etag": f'"{key}"', "cache-control": f"private, {kept}"}
         if if_none_match is not None and f'"{key}"' in if_none_match:
             return Response(status_code=304, headers=headers)
         content = session.store.thumb(key)
