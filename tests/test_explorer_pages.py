@@ -525,6 +525,8 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     page.set_viewport_size({"width": 1280, "height": 720})
     place = page.get_by_role("region", name="the diagram").bounding_box()
     assert place["y"] + place["height"] <= 720  # nothing of it is below the window
+    clusters = [page.get_by_role("group", name=name, exact=True).bounding_box()["y"] for name in ("show", "detail")]
+    assert abs(clusters[0] - clusters[1]) < 10  # controls in one row leave room for pictures
     expect(page.get_by_role("heading", level=1)).to_have_count(1)
     page.locator("[part=diagram] [data-node] .frame").first.click()
     page.locator("[part=ablate]").click()
@@ -551,6 +553,9 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
         "Kept in this page's address alone: the project keeps"
     )
     expect(page.locator(".beside tbody td").first).to_contain_text("on 6 crops")
+    page.set_viewport_size({"width": 1440, "height": 810})
+    place = page.get_by_role("region", name="the diagram").bounding_box()
+    assert place["y"] + place["height"] <= 810  # figures are below the diagram, as on a circuit's page
     fits(page)
 
 

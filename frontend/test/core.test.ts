@@ -904,6 +904,22 @@ test("in a window, a wide network is scrolled rather than drawn with small pictu
   }
 });
 
+test("in a low window, what is dimmed gives way before pictures of the main paths do", () => {
+  const graph = decode(randomDocument(2, { columns: 5, width: 20, readers: 6 }));
+  let held = 0;
+  for (let height = 240; height <= 700; height += 10) {
+    const scene = draw(graph, view(), { width: 1000, height, medium: "screen" });
+    for (const column of new Set(scene.nodes.map(({ column }) => column))) {
+      const nodes = scene.nodes.filter((node) => node.column === column && !node.target);
+      const least = (lit: boolean) => Math.min(...nodes.filter(({ main }) => main === lit).map(({ size }) => size));
+      const dimmed = least(false) / 16; // of their own size
+      if (least(true) < 48) assert.ok(dimmed < 0.42 || dimmed === Infinity, `${height}: ${dimmed}`);
+      else if (dimmed < 0.9) held++;
+    }
+  }
+  assert.ok(held > 3, `${held}`);
+});
+
 test("a circuit that is drawn whole is drawn whole in every figure", () => {
   const small = PRESETS["88mm"].budget;
   let cut = 0;
@@ -991,10 +1007,17 @@ test("the verdict in one sentence and the table say no more than what was measur
   circuit!.calibration = { constants: 3, images: 9, gain: pack("float32", graph.source) };
   holds(figure().join(" "), "Keeps the feature, but no controls were fitted: ");
   holds(of().said, "Keeps the feature, but no controls were fitted: ");
+  holds(of({ compare: 1 }).said, "circuit keeps the feature, but no controls were fitted, 75 % of its variance; ");
   assert.ok(!of().kept);
   circuit!.calibration = null;
   Object.assign(circuit!.fidelity!, { verdict: "does not keep", r2Interior: -0.4, foundOn: true });
   circuit!.fidelity!.drawn!.r2 = -0.1;
+  assert.doesNotMatch(of().said, /over all positions/); // the lower one is said already
+  Object.assign(circuit!.fidelity!, { r2: 0.35, r2Interior: 0.42 });
+  holds(of().said, ": 42 % of its variance away from the border, 35 % over all positions, on the very 40 images");
+  holds(figure().join(" "), ": R\u00b2 0.42 away from the border, 0.35 over all positions, on the 40 images");
+  holds(of({ compare: 1 }).said, ", 42 % of its variance away from the border, 35 % over all positions; random ");
+  Object.assign(circuit!.fidelity!, { r2: 0.9, r2Interior: -0.4 });
   holds(
     of().said,
     "Does not keep the feature: none of its variance (R\u00b2 \u22120.40) away from the border on the very",

@@ -38,7 +38,9 @@ import {
   controlsText,
   done,
   featureName,
+  heldOut,
   jobName,
+  measuredBeside,
   photoName,
   progress,
   r2Rows,
@@ -260,13 +262,19 @@ test("a verdict on fitted constants says what their controls say, or that there 
 test("R\u00b2 stands beside its baselines where the verdict is about", () => {
   assert.deepEqual(baselines(REPORT), {
     own: 0.7,
+    where: "over all positions",
+    others: "random circuit \u22124.00, average map .10",
     text: "over all positions: random circuit \u22124.00, average map .10",
   });
   const figures = { ...REPORT.figures, r2_interior: 0.6, interior: "central" };
-  assert.deepEqual(baselines({ ...REPORT, figures }), {
-    own: 0.6,
-    text: "on the central positions: random circuit not measured, average map not measured",
-  });
+  const central = baselines({ ...REPORT, figures });
+  assert.equal(central.own, 0.6);
+  assert.equal(central.text, "on the central positions: random circuit not measured, average map not measured");
+  const inside = { ...figures, interior: "exact", r2_random_interior: 0.1, r2_average_map_interior: 0.2 };
+  assert.equal(
+    measuredBeside({ ...REPORT, figures: inside }), // the sentence before it may be of all positions
+    `On ${heldOut(REPORT.images, REPORT)} (on the interior: this circuit .60, random circuit .10, average map .20).`,
+  );
 });
 
 test("photographs that a circuit was found on, or its size chosen on, are known as used", () => {

@@ -80,11 +80,15 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
     Math.max(0, ...more.map(({ label, bar }) => Math.max(labelBox(label).bottom, bar.y + bar.height)));
   const top = heads.bottom + sizes.gap * 1.4;
   const natural = picturesOf(parts, selection, full, view.paths === "all" ? columns.node : columns.main, columns);
+  // What is dimmed gives way first: pictures of main paths stay so large while there is room for that.
+  const held = view.paths === "main" ? columns.main[0] : 0;
+  const sideAt = (thing: number, scale: number, floor: number) =>
+    Math.max(natural[thing]! * scale, full[thing] ? Math.min(natural[thing]!, floor) : 0);
   /** How far a thing extends, its picture and gap scaled. */
-  const extent = (thing: number, scale: number): Extent => {
+  const extent = (thing: number, scale: number, floor: number): Extent => {
     const lane = (sizes.lane * scale) / 2;
     if (thing >= parts.members.length) return { above: lane, below: lane, gap: lane };
-    const half = (natural[thing]! * scale) / 2;
+    const half = sideAt(thing, scale, floor) / 2;
     const text = lines.get(thing);
     if (!text) {
       const reach = Math.max(half, besideSize(sizes) / 2);
@@ -100,18 +104,22 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
   const extents = Array.from({ length: parts.members.length + lanes.length }, () => ({ above: 0, below: 0, gap: 0 }));
   const sides = [...natural];
   for (const column of layers.columns) {
-    const fitting = () => {
-      for (let scale = 1; ; scale -= 0.02) {
-        for (const thing of column) extents[thing] = extent(thing, scale);
-        if (canvas.height === undefined || scale <= SMALLEST || neededHeight(column, extents) <= room) return scale;
+    /** How small things must be to fit: a scale, and the least side of what is lit. */
+    const fitting = (): [number, number] => {
+      for (let [scale, floor] = [1, held]; ; ) {
+        for (const thing of column) extents[thing] = extent(thing, scale, floor);
+        if (canvas.height === undefined || neededHeight(column, extents) <= room) return [scale, floor];
+        if (scale > SMALLEST) scale -= 0.02;
+        else if (floor > 0) floor -= 1;
+        else return [scale, floor];
       }
     };
-    let scale = fitting();
-    if (scale < CROWDED) {
+    let [scale, floor] = fitting();
+    if (held ? floor < CROWDED * held : scale < CROWDED) {
       for (const thing of column) if (!inner.has(thing) && thing !== parts.root) lines.delete(thing);
-      scale = fitting();
+      [scale, floor] = fitting();
     }
-    for (const thing of column) if (thing < sides.length) sides[thing] = natural[thing]! * scale;
+    for (const thing of column) if (thing < sides.length) sides[thing] = sideAt(thing, scale, floor);
   }
   const { y, height } = placeThings(layers, extents, canvas.height === undefined ? sizes.least : room);
   for (let thing = 0; thing < y.length; thing++) y[thing]! += top;
@@ -203,7 +211,7 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
 
 const SCROLL_BAR = 16; // px
 const SMALLEST = 0.4; // of the pictures' natural sizes, to fit a height
-const CROWDED = 0.6; // below that, labels stand beside the pictures
+const CROWDED = 0.6; // below that, of these or of what is lit at least, labels stand beside the pictures
 
 /** The tiles of a picture: four where there are as many and they are wanted, else the best. */
 function mosaic(tiles: number[], four: boolean): number[] {

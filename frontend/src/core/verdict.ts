@@ -34,7 +34,11 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
       };
     const both = [view.variant, view.compare].map((each) => {
       const { fidelity } = variants[each]!;
-      const said = fidelity ? `${lower(VERDICTS[fidelity.verdict])}, ${part(decisive(fidelity))}` : "was not measured";
+      if (!fidelity) return `${circuitName(graph, each, view)} was not measured`;
+      const less = overall(fidelity, share);
+      const where = less && middle(fidelity);
+      const word = lower(VERDICTS[fidelity.verdict]) + found(variants[each]!);
+      const said = `${word}, ${part(decisive(fidelity))}${where}${less}`;
       return `${circuitName(graph, each, view)} ${said}`;
     });
     return { kept: false, verdict: "Two circuits", text: `${both.join("; ")}. ${drawing}` };
@@ -59,7 +63,7 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
     ["with shuffled weights", decisiveOf(fidelity, "redrawn")],
   ] as const;
   const beside = baselines.flatMap(([name, r2]) => (r2 === null ? [] : `${name} ${share(r2)}`));
-  const where = !inside ? "" : fidelity.interior === "central" ? " in the middle" : " away from the border";
+  const where = inside ? middle(fidelity) + closed(overall(fidelity, share)) : "";
   return {
     kept: variant.role !== "control" && fidelity.verdict === "keeps" && found(variant) === "",
     verdict:
@@ -92,7 +96,7 @@ export function figureCaption(graph: Graph, view: View, numbers: Caption): strin
   }
   if (!fidelity || !heldOut) return `Not measured on held-out images; ${drawing}.`;
   const [inside, random, average] = baselinesOf(fidelity);
-  const where = !inside ? "" : fidelity.interior === "central" ? " in the middle" : " away from the border";
+  const where = inside ? middle(fidelity) + closed(overall(fidelity, decimal)) : "";
   const images = fidelity.foundOn
     ? `the ${plural(heldOut.count, "image")} that it was found on`
     : `${count(heldOut.count)} unseen images`;
@@ -145,6 +149,23 @@ function found({ fidelity, calibration }: Variant): string {
 /** R\u00b2 away from the border where it is known, else over all positions. */
 function decisive({ r2, r2Interior, interior }: Fidelity): number | null {
   return interior === "unknown" ? r2 : (r2Interior ?? r2);
+}
+
+/** Where R\u00b2 away from the border is of. */
+function middle({ interior }: Fidelity): string {
+  return interior === "central" ? " in the middle" : " away from the border";
+}
+
+/** R\u00b2 over all positions, which decides too, where it is the lower one and a circuit does not keep its feature:
+ *  ", 35 % over all positions". */
+function overall(of: Fidelity, text: (r2: number) => string): string {
+  const value = decisive(of);
+  const lower = of.verdict !== "keeps" && of.r2 !== null && value !== null && of.r2 < value;
+  return lower ? `, ${text(of.r2!)} over all positions` : "";
+}
+
+function closed(text: string): string {
+  return text && `${text},`;
 }
 
 /** "72 % of its variance". */

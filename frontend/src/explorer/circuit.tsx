@@ -12,12 +12,12 @@ import { canWrite, circuits, jobs, layers, message, model, submit, useLoaded, us
 import { Notes } from "./note.js";
 import { type CircuitPlace, circuitPlace, photoPlace, unitPlace } from "./route.js";
 import {
-  baselines,
   circuitShort,
   controlsText,
   featureOf,
   figure,
   heldOut,
+  measuredBeside,
   r2Rows,
   r2Text,
   seconds,
@@ -63,7 +63,7 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
         {report ? (
           <>
             <b>{sentence(report.verdict_sentence)}</b>
-            {but && <b> {but.replace("b", "B")}.</b>} <span class="soft">{beside(report)}</span>
+            {but && <b> {but.replace("b", "B")}.</b>} <span class="soft">{measuredBeside(report)}</span>
             {report.sent && <b> Measured by who sent it, not here, perhaps on other photographs.</b>}
           </>
         ) : (
@@ -170,11 +170,6 @@ function Controls({ circuit }: { circuit: Circuit }) {
       </p>
     </section>
   );
-}
-
-/** What a verdict was measured on, and what it is compared with. */
-function beside(report: Report): string {
-  return `On ${heldOut(report.images, report)} (${baselines(report).text}).`;
 }
 
 // ---------------------------------------- numbers

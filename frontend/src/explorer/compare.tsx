@@ -48,7 +48,6 @@ export function ComparePage({ place }: { place: Extract<Place, { page: "compare"
         <Problem text="One of these circuits is not in the project, or cannot be used." />
       ) : (
         <>
-          {both[0] && both[1] && <Beside of={[both[0], both[1]]} />}
           {both[0]?.report && both[1]?.report && !sameHeldOut(both[0].report, both[1].report) && (
             <p class="problem">
               The two are measured on different held-out photographs, so part of what differs may be the photographs.
@@ -58,6 +57,7 @@ export function ComparePage({ place }: { place: Extract<Place, { page: "compare"
             <Drawing of={`${a} ${b}`} text={found.value} request={request} circuit={null} />
           )}
           <Problem text={found.error} />
+          {both[0] && both[1] && <Beside of={[both[0], both[1]]} />}
         </>
       )}
     </main>

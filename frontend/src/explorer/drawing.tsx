@@ -38,12 +38,19 @@ async function ablate(circuit: string, part: Part, say: (text: string) => void):
   }
 }
 
-/** What the diagram is without in this page, which has its title; and a stage that fits the window beside the rest. */
+/** What the diagram is without in this page, which has its title; controls in one row, and a stage that fits the window
+ *  beside the rest. */
 const FITTED = `
 .heading h1 { display: none; }
 @container (min-width: 800px) {
-  .app[data-host="widget"] .stage-frame { height: clamp(320px, calc(100vh - 340px), 560px); }
+  .app[data-host="widget"] .stage-frame { height: clamp(320px, calc(100vh - 312px), 560px); }
   .app[data-host="widget"] .side { max-height: none; height: 0; min-height: 100%; }
+  header { padding: 8px 16px 0; }
+  .bar { column-gap: 12px; }
+  input[type="range"] { width: 90px; }
+}
+@container (min-width: 800px) and (max-width: 1150px) {
+  .hint { display: none; }
 }`;
 
 function fitted(root: ShadowRoot): void {

@@ -61,6 +61,8 @@ h3 { font-size: 12.5px; font-weight: 600; color: var(--soft); }
 section + section, .lead + section, nav + section, h1 + section { margin-top: 22px; }
 .side section + section { margin-top: 20px; }
 .lead { margin-top: 6px; max-width: 90ch; overflow-wrap: anywhere; }
+.title + .lead[part="verdict"] { max-width: none; }
+.lead + .drawing { margin-top: 14px; }
 .title + .tools { margin-top: 6px; }
 main > .tools { position: sticky; top: -18px; z-index: 2; background: var(--ground); padding: 6px 0; }
 .title { display: flex; flex-wrap: wrap; gap: 4px 8px; align-items: center; }

@@ -188,18 +188,26 @@ export function sameHeldOut(a: Report, b: Report): boolean {
 
 /** R² of a circuit where its verdict is about, and beside it those of what it is compared with: "on the interior:
  *  random circuit −.31, average map .12". */
-export function baselines(report: Report): { own: number | null; text: string } {
+export function baselines(report: Report): { own: number | null; where: string; others: string; text: string } {
   const inside = figure(report, "r2_interior") !== null ? "_interior" : "";
   const others = [
     ["random circuit", "r2_random"],
     ["average map", "r2_average_map"],
-  ].map(([name, of]) => `${name} ${r2Text(figure(report, `${of}${inside}`))}`);
+  ]
+    .map(([name, of]) => `${name} ${r2Text(figure(report, `${of}${inside}`))}`)
+    .join(", ");
   const where = !inside
     ? "over all positions"
     : report.figures.interior === "central"
       ? "on the central positions"
       : "on the interior";
-  return { own: figure(report, `r2${inside}`), text: `${where}: ${others.join(", ")}` };
+  return { own: figure(report, `r2${inside}`), where, others, text: `${where}: ${others}` };
+}
+
+/** What a verdict was measured on, and what it is compared with: all R² in one sentence are of the same positions. */
+export function measuredBeside(report: Report): string {
+  const { own, where, others } = baselines(report);
+  return `On ${heldOut(report.images, report)} (${where}: this circuit ${r2Text(own)}, ${others}).`;
 }
 
 /** What takes something from the verdict on a circuit: its controls. */
