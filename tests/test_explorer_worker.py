@@ -63,6 +63,13 @@ def test_a_given_model_can_be_opened_again_by_a_worker_that_is_started_anew(mate
     assert Materials(materials.opening).basis == materials.basis
 
 
+def test_the_page_says_that_images_have_another_size_than_the_model_s_own(materials):
+    for size, said in ((None, ""), (20, ""), (12, " Then they are resized to 12 x 12.")):
+        about = Materials(dataclasses.replace(materials.opening, size=size)).about()
+        assert about["normalization"] == f"Images are prepared by the function preprocess that was given.{said}"
+        assert about["size"] == [size or 20] * 2
+
+
 def test_figures_depend_on_how_a_model_is_built_not_on_its_weights_alone(tmp_path, monkeypatch):
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     strided = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU())

@@ -1192,7 +1192,9 @@ test("the fixtures that Python writes are of the schema that ships, and are draw
 
 test("numbers and words", () => {
   assert.deepEqual([0, 999, 1000, 1234567].map(count), ["0", "999", "1,000", "1,234,567"]);
-  assert.deepEqual([0, 0.001, 0.553, 0.999, 1 - 1e-16, 1].map(percent), [
+  assert.deepEqual([-0.284, -0.001, 0, 0.001, 0.553, 0.999, 1 - 1e-16, 1].map(percent), [
+    "\u221228 %",
+    "0 %",
     "0 %",
     "<1 %",
     "55 %",

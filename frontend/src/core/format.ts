@@ -9,7 +9,7 @@ export function count(value: number): string {
 export function percent(share: number): string {
   if (share > 0 && share < 0.005) return "<1 %";
   if (share < 1 - 1e-9 && share > 0.995) return ">99 %";
-  return `${Math.round(share * 100)} %`;
+  return `${decimal(100 * share, 0)} %`;
 }
 
 /** A number with a fixed number of decimals, a true minus sign and no negative zero. */

@@ -97,8 +97,8 @@ class Materials:
             "images": self.images,
             "basis": self.basis,
             "key": self.key,
-            "size": [self.opening.size] * 2 if self.opening.size else list(loaded.size),
-            "normalization": loaded.normalization,
+            "size": list(side(self.opening.size) or loaded.size),
+            "normalization": " ".join([loaded.normalization, *self._resized()]),
             "assumed": loaded.assumed,
             "layers": [
                 {
@@ -122,6 +122,13 @@ class Materials:
             "ids": self.ids,
             "classes": self._classes(),
         }
+
+    def _resized(self) -> list[str]:
+        """Return in a sentence what becomes of images that the model's own preparation gives another size."""
+        size = side(self.opening.size)
+        if size is None or size == tuple(self.loaded.size):
+            return []
+        return [f"Then they are resized to {size[0]} x {size[1]}."]
 
     def _classes(self) -> int | None:
         """Return the number of classes that the model answers with, None if it answers otherwise."""
