@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 import convcircuits as cc
+from convcircuits.explorer import index as indexing
 from convcircuits.explorer.index import BINS, GRID, Histogram, LayerTally, Stopped, Subjects, build, convolutions
 from convcircuits.explorer.layer_file import LayerFile
 from convcircuits.explorer.routes.units import choice
@@ -264,3 +265,35 @@ def test_a_checkpoint_that_fails_half_way_leaves_nothing_in_the_sums(tmp_path, m
     for layer in expected:
         assert found[layer].header["statistics"] == expected[layer].header["statistics"]
         assert found[layer].highest(0, padding=False) == expected[layer].highest(0, padding=False)
+
+
+def test_slow_checkpoints_are_far_apart(tmp_path, monkeypatch):
+    """Writing what is known of many photographs can take seconds; doing so as often as asked for costs passes."""
+    clock, writing, saved = [0.0], [], []
+
+    def passing(phase, done, total):
+        clock[0] += 10
+
+    def write(run, **kwargs):
+        clock[0] += 4
+        writing.append(clock[0])
+        return whole(run, **kwargs)
+
+    whole = indexing._Run.write
+    monkeypatch.setattr(indexing.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(indexing._Run, "write", write)
+    build(
+        tmp_path,
+        KEY,
+        subjects(some_photographs(40)),
+        batch_size=1,
+        every=20.0,
+        progress=passing,
+        saved=lambda index: saved.append(index["images"]),
+    )
+    *checkpoints, last = saved
+    assert last == 40
+    # The first when it is due, the others when 120 seconds, thirty times what the one before took, have passed.
+    assert [b - a for a, b in zip(checkpoints, checkpoints[1:], strict=False)] == [12] * (len(checkpoints) - 1)
+    assert len(checkpoints) == 4
+    assert 4 * len(checkpoints) < clock[0] / 25

@@ -44,6 +44,7 @@ GRID = 28
 """Rows and columns of a map, at most, that a histogram counts."""
 
 _READERS = 4
+_BETWEEN = 30  # times as long as a checkpoint takes to write pass before the next, if that is longer than asked for
 _LOWEST = -126  # exponent of the narrowest bins
 
 
@@ -246,7 +247,7 @@ def build(
         of: What it is of.
         known: Layers that an earlier call with the same ``of`` has prepared; those that this one prepares are added.
         batch_size: Maximum number of images that run at once.
-        every: Seconds between two checkpoints.
+        every: Seconds between two checkpoints; longer where one takes more than a thirtieth of that to write.
         progress: Called with a phase, the steps done and their total, between layers and between batches. If it raises
             ``Stopped``, a checkpoint is written.
         saved: Called with the content of the index's own file after each checkpoint.
@@ -278,7 +279,7 @@ def build(
         raise ConvCircuitsError(f"No convolution can be indexed: {' '.join(left_out.values()) or 'there is none.'}")
     run = _Run(folder, key, tallies, left_out, of.photographs, list(shape[1:]))
     run.resume(remark)
-    total, written = len(of.photographs), time.monotonic()
+    total, due = len(of.photographs), time.monotonic() + every
     rest = of.photographs[run.tried :]
     if rest:
         pictures = Prepared(rest, of.preprocess, size=of.size, batch_size=batch_size, threads=_READERS)
@@ -294,9 +295,10 @@ def build(
                     takes = {name: partial(tally.add, images, hashes=hashes) for name, tally in tallies.items()}
                     look(network, takes, images)
                 run.add(pictures.numbers)
-                if time.monotonic() - written >= every:
+                if (begun := time.monotonic()) >= due:
                     saved(run.write())
                     written = time.monotonic()
+                    due = written + max(every, _BETWEEN * (written - begun))
                 progress("indexing photographs", run.tried, total)
         except Stopped:
             saved(run.write())
