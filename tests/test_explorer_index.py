@@ -1,5 +1,6 @@
 """The explorer's index: the figures of `cc.units` and `cc.top` for all convolutions at once, however often it stops."""
 
+import itertools
 import json
 
 import numpy as np
@@ -269,14 +270,13 @@ def test_a_checkpoint_that_fails_half_way_leaves_nothing_in_the_sums(tmp_path, m
 
 def test_slow_checkpoints_are_far_apart(tmp_path, monkeypatch):
     """Writing what is known of many photographs can take seconds; doing so as often as asked for costs passes."""
-    clock, writing, saved = [0.0], [], []
+    clock, saved = [0.0], []
 
     def passing(phase, done, total):
         clock[0] += 10
 
     def write(run, **kwargs):
         clock[0] += 4
-        writing.append(clock[0])
         return whole(run, **kwargs)
 
     whole = indexing._Run.write
@@ -294,6 +294,6 @@ def test_slow_checkpoints_are_far_apart(tmp_path, monkeypatch):
     *checkpoints, last = saved
     assert last == 40
     # The first when it is due, the others when 120 seconds, thirty times what the one before took, have passed.
-    assert [b - a for a, b in zip(checkpoints, checkpoints[1:], strict=False)] == [12] * (len(checkpoints) - 1)
+    assert [b - a for a, b in itertools.pairwise(checkpoints)] == [12] * (len(checkpoints) - 1)
     assert len(checkpoints) == 4
     assert 4 * len(checkpoints) < clock[0] / 25
