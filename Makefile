@@ -56,7 +56,7 @@ frontend/node_modules/.package-lock.json: frontend/package-lock.json | $(STAMP)
 	cd frontend && npm ci --silent --no-audit --no-fund
 	touch $@
 
-# Before each commit: under three minutes on two cores, where `test` takes a quarter of an hour. CONTRIBUTING.md says
+# Before each commit: under three minutes on two cores, where `test` takes half an hour. CONTRIBUTING.md says
 # which tests run.
 check: lint quick
 

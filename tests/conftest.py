@@ -48,7 +48,7 @@ FEW = {"residual", "mobile", "flat_head"}
 # Workers take whole files. These take long for the few tests that they have: taken last, they would keep one worker
 # alone. (make test tells xdist to keep this order.)
 FIRST = {"test_shapes", "test_explorer_pages", "test_explorer_server", "test_splitting", "test_trajectory", "test_docs"}
-FIRST |= {"test_fidelity", "test_onnx_export", "test_atlas_cluster", "test_crossing", "test_console"}
+FIRST |= {"test_fidelity", "test_onnx_export", "test_atlas_cluster", "test_crossing", "test_console", "test_devices"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
