@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import convcircuits as cc
 import twofold
 from convcircuits.cli import application
+from convcircuits.drawing.page import read_page
 
 AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
 MODEL = """
@@ -475,6 +476,9 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     assert card["controls"] in ("found", "not found", "not decided")
     page.goto(f"{start}c/{large}")
     expect(page.get_by_alt_text("the picture that drives it most")).to_be_visible()
+    in_panel = page.locator("[part=diagram] [part=features]")
+    expect(in_panel).to_have_text("optimized to drive it most in the full model")
+    expect(in_panel.locator("image")).to_have_attribute("href", "/api/v1/layers/2/units/9/picture")
     page.locator("[part=sweep]").click()
     stop = page.locator(".stop").nth(2)
     stop.hover()
@@ -496,7 +500,8 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     with page.expect_download() as download:
         page.locator("[part=page]").click()
     assert download.value.suggested_filename.endswith(".html")
-    assert 'id="circuit"' in download.value.path().read_text()
+    shared = read_page(download.value.path().read_text())
+    assert len([one for pictures in shared.pictures for one in pictures.target]) == 1  # the same picture
     with page.expect_download() as download:
         page.locator("[part=bundle]").click()
     assert download.value.suggested_filename.endswith(".zip")

@@ -5,6 +5,7 @@ import { count, percent, plural } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, type Box, type Circuit, type Report } from "./api.js";
 import { ContrastSection } from "./contrast.js";
+import { pictured } from "./contrasted.js";
 import { DensityCurve } from "./curve.js";
 import { Drawing } from "./drawing.js";
 import { FeatureSection } from "./like.js";
@@ -108,7 +109,7 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
         <section>
           <h2>In the whole model</h2>
           <InTheModel circuit={circuit} />
-          {typeof circuit.unit === "number" && <OwnPicture layer={circuit.layer} unit={circuit.unit} />}
+          {typeof circuit.unit === "number" && <OwnPicture circuit={circuit} unit={circuit.unit} />}
         </section>
         <section>
           <h2>As a module</h2>
@@ -147,9 +148,17 @@ function Drawn({ circuit }: { circuit: Circuit }) {
   );
 }
 
-/** The feature picture of a circuit's unit. The diagram has pictures in the circuit, if it was drawn with such. */
-function OwnPicture({ layer, unit }: { layer: string; unit: number }) {
+/** The feature picture of a circuit's unit, which the diagram shows too. */
+function OwnPicture({ circuit: { id, layer, same_weights }, unit }: { circuit: Circuit; unit: number }) {
   const found = useUnit(layer, unit);
+  const value = same_weights === false ? null : (found.value?.picture?.value ?? null);
+  useEffect(() => {
+    const label = "optimized to drive it most in the full model";
+    pictured.value = value === null ? null : { of: id, value: { src: api.picture(layer, unit), label } };
+    return () => {
+      pictured.value = null;
+    };
+  }, [id, value]);
   return found.value && <FeatureSection unit={found.value} title="Feature picture of the unit, in the full model" />;
 }
 
