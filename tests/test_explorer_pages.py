@@ -76,6 +76,12 @@ def net():
 SLOW = {"kind": "find", "feature": "2:0", "density": 0.05, "criterion": "force", "options": ["steps=200"], "count": 6}
 WIDTHS = (1440, 1280, 800, 390)
 SQUARE = ((0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98))
+GROUND = "getComputedStyle(document.documentElement).backgroundColor"
+WHITE, BLACK = "rgb(255, 255, 255)", "rgb(21, 22, 26)"
+CHOSEN = """(theme) => {
+  localStorage.setItem("convcircuits-theme", theme);
+  dispatchEvent(new Event("storage"));
+}"""
 PAGES = {"light": ("", "l/2", "u/2/7"), "dark": ("l/2", "u/2/7")}
 
 pytestmark = pytest.mark.browser
@@ -447,7 +453,10 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     page.locator("[part=trajectory]").click()
     page.get_by_role("link", name="Open the maps").click()
     expect(page).to_have_url(f"{start}t/2/9")
-    accessible(page)
+    for theme, ground in (("dark", BLACK), ("", WHITE)):
+        page.evaluate(CHOSEN, theme)
+        assert page.evaluate(GROUND) == ground
+        accessible(page)
     place = page.locator("canvas").bounding_box()
     corners = [(place["x"] + x * place["width"], place["y"] + y * place["height"]) for x, y in SQUARE]
     page.mouse.move(*corners[0])
@@ -566,14 +575,20 @@ def test_from_a_layer_to_its_atlas_and_to_a_circuit_of_it(open_page):
     page = open_page()
     start = page.url
     page.goto(f"{start}l/0")
+    page.get_by_role("combobox", name="colors").select_option("dark")
     page.get_by_role("link", name="small").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Atlas of 0: 6 units")
+    assert page.evaluate(GROUND) == BLACK
     accessible(page)
     page.locator("select").nth(1).select_option("3")
     expect(page.get_by_role("link", name="the unit")).to_have_attribute("href", "/u/0/3")
     page.get_by_role("link", name="its circuit").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("0 unit 3")
     page.go_back()
+    other = page.context.new_page()
+    other.goto(start)
+    other.get_by_role("combobox", name="colors").select_option("light")
+    page.wait_for_function(f"() => {GROUND} === '{WHITE}'")
     page.get_by_role("link", name="the layer").click()
     expect(page).to_have_url(f"{start}l/0")
 

@@ -7,7 +7,6 @@ const layerNames = data.layers.map((row) => plain(row.layer));
 const count = data.names.length;
 const last = data.layers.length - 1;
 const still = matchMedia("(prefers-reduced-motion: reduce)");
-const dark = matchMedia("(prefers-color-scheme: dark)");
 
 // --- what is shown
 
@@ -432,8 +431,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") choose(new Set());
 });
 new ResizeObserver(draw).observe(canvas);
-dark.addEventListener("change", () => { readColors(); showLegend(); draw(); });
-readColors();
+followColors(() => { showLegend(); draw(); });
 showLegend();
 showCard();
 choose(new Set());
