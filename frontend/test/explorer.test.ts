@@ -40,6 +40,7 @@ import {
   featureName,
   heldOut,
   jobName,
+  listedBeside,
   measuredBeside,
   photoName,
   progress,
@@ -266,11 +267,16 @@ test("R\u00b2 stands beside its baselines where the verdict is about", () => {
     others: "random circuit \u22124.00, average map .10",
     text: "over all positions: random circuit \u22124.00, average map .10",
   });
+  assert.equal(listedBeside(REPORT), baselines(REPORT).text);
   const figures = { ...REPORT.figures, r2_interior: 0.6, interior: "central" };
   const central = baselines({ ...REPORT, figures });
   assert.equal(central.own, 0.6);
   assert.equal(central.text, "on the central positions: random circuit not measured, average map not measured");
   const inside = { ...figures, interior: "exact", r2_random_interior: 0.1, r2_average_map_interior: 0.2 };
+  assert.equal(
+    listedBeside({ ...REPORT, figures: inside }),
+    "on the interior: random circuit .10, average map .20; over all positions .70",
+  );
   assert.equal(
     measuredBeside({ ...REPORT, figures: inside }), // the sentence before it may be of all positions
     `On ${heldOut(REPORT.images, REPORT)} (on the interior: this circuit .60, random circuit .10, average map .20).`,

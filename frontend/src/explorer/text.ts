@@ -210,6 +210,13 @@ export function measuredBeside(report: Report): string {
   return `On ${heldOut(report.images, report)} (${where}: this circuit ${r2Text(own)}, ${others}).`;
 }
 
+/** What R² in a list stands beside: where it is of, its baselines there, and R² over all positions if it is not that. */
+export function listedBeside(report: Report): string {
+  const elsewhere =
+    figure(report, "r2_interior") === null ? "" : `; over all positions ${r2Text(figure(report, "r2"))}`;
+  return baselines(report).text + elsewhere;
+}
+
 /** What takes something from the verdict on a circuit: its controls. */
 export function controlsText({ report, controls }: CircuitCard): string {
   if (report?.verdict !== "keeps" && report?.verdict !== "keeps in part") return "";
