@@ -284,8 +284,9 @@ def test_from_the_start_to_a_circuit_and_back(open_page, folder):
     expect(page).to_have_url(circuit)
     page.go_back()
     expect(page.get_by_role("heading", level=1)).to_have_text("2 · unit 7")
-    expect(page.locator(".side .circuits li")).to_have_count(1)
-    expect(page.locator(".side .circuits li")).to_contain_text(re.compile("on 6 crops .*random circuit .*, average map"))
+    listed = page.locator(".side .circuits li")
+    expect(listed).to_have_count(1)
+    expect(listed).to_contain_text(re.compile("on 6 crops .*random circuit .*, average map"))
     card = page.evaluate("id => fetch(`/api/v1/circuits/${id}`).then(r => r.json())", circuit.split("/")[-1])
     expect(page.locator(".examples .badge")).to_have_count(len(card["report"]["found_on"]))  # of the 10 crops
     page.go_forward()
