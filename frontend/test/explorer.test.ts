@@ -32,6 +32,7 @@ import {
 import {
   ablationText,
   around,
+  asInPapers,
   baselines,
   bytes,
   coarse,
@@ -297,6 +298,18 @@ test("two circuits are compared on the same photographs, in any order", () => {
 });
 
 const LAYERS = [{ name: "features.14", alias: "conv3_3" }] as never[];
+test("a unit is named as in papers and by its layer's own name", () => {
+  const of = (layer: string, unit: unknown = 12) => ({ layer, unit }) as never;
+  for (const [feature, named] of [
+    ["features.14:12", "conv3_3:12 (features.14:12)"],
+    ["features.14:12@interior", "conv3_3:12 (features.14:12@interior)"],
+    ["features.14#1:12@3,5", "conv3_3:12 (features.14#1:12@3,5)"],
+  ])
+    assert.equal(asInPapers(`It keeps ${feature}, so far.`, of("features.14"), LAYERS), `It keeps ${named}, so far.`);
+  assert.equal(asInPapers("It keeps layer1:12.", of("layer1"), LAYERS), "It keeps layer1:12.");
+  assert.equal(asInPapers("It keeps features.14:3,4.", of("features.14", [3, 4]), LAYERS), "It keeps features.14:3,4.");
+});
+
 const JOB: Job = {
   id: ID,
   kind: "find",

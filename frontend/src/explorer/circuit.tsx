@@ -13,6 +13,7 @@ import { canWrite, circuits, jobs, layers, message, model, submit, useLoaded, us
 import { Notes } from "./note.js";
 import { type CircuitPlace, circuitPlace, photoPlace, unitPlace } from "./route.js";
 import {
+  asInPapers,
   circuitShort,
   controlsText,
   featureOf,
@@ -63,7 +64,7 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
       <p class="lead" part="verdict">
         {report ? (
           <>
-            <b>{sentence(report.verdict_sentence)}</b>
+            <b>{sentence(asInPapers(report.verdict_sentence, circuit, layers.value))}</b>
             {but && <b> {but.replace("b", "B")}.</b>} <span class="soft">{measuredBeside(report)}</span>
             {report.sent && <b> Measured by who sent it, not here, perhaps on other photographs.</b>}
           </>

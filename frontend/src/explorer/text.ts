@@ -171,6 +171,14 @@ export function ablationText({ images, before, after }: Ablation, report?: Repor
   );
 }
 
+/** A text on a unit in which it is named as in papers, too: "conv3_3:12 (features.14:12)". */
+export function asInPapers(text: string, { layer, unit }: CircuitCard, layers: readonly Layer[]): string {
+  const alias = layers.find(({ name }) => name === layer)?.alias;
+  if (!alias || typeof unit !== "number") return text;
+  const own = new RegExp(`${layer.replace(/\W/g, "\\$&")}(#\\d+)?:${unit}(@\\w+(,\\d+)*)?`);
+  return text.replace(own, (feature) => `${alias}:${unit} (${feature})`);
+}
+
 /** A sentence of the library in the page's spelling. */
 export function sentence(text: string): string {
   return plain(text).replace(/\bR2\b/g, "R²");
