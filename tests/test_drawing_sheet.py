@@ -205,7 +205,9 @@ class VGG(nn.Module):
 def test_a_column_says_what_papers_call_its_layer_and_what_a_position_sees():
     model, images = VGG().double().eval(), torch.rand(2, 3, 40, 40, dtype=torch.float64)
     circuit = cc.find(model, cc.Feature("features.5", 0), images, criterion="magnitude", density=1.0)
-    columns = cc.diagram(model, circuit).document.columns
+    document = cc.diagram(model, circuit).document
+    assert document.meta.title == "Circuit for conv1_3:0 (features.5:0) of VGG"
+    columns = document.columns
     assert [column.alias for column in columns] == ["conv1_1", "conv1_2", "conv1_3"]  # its pooling is no MaxPool2d
     for column in columns:
         x = images[:1].clone().requires_grad_()

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 import convcircuits as cc
 from convcircuits.circuits.replacing import Change, Replaced
+from convcircuits.drawing.tiles import read_data_url
 from convcircuits.explorer import bundle, circuit_tasks, schemas
 from convcircuits.explorer.bundle import Bundle
 from convcircuits.explorer.jobs import Job
@@ -88,7 +89,7 @@ class Explored:
         async def asked():
             transport = httpx.ASGITransport(app=self.app)
             async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-                return await client.request(method, f"/api/v1/{path}", **sent)
+                return await client.request(method, path if path.startswith("/") else f"/api/v1/{path}", **sent)
 
         return asyncio.run(asked())
 
@@ -292,6 +293,36 @@ def test_a_feature_picture_is_kept_with_its_values(explored):
     answer = explored.request("GET", "layers/2/units/1/picture")
     assert (answer.headers["content-type"], answer.content[:4]) == ("image/png", b"\x89PNG")
     assert explored.get("layers/2/units/2")["picture"] is None
+
+
+def test_the_maps_of_a_unit_name_layers_as_papers_do_and_by_their_own_names(explored, monkeypatch):
+    explored.job("trajectory", layer="2", unit=1)
+    about = explored.session.jobs.about
+    layers = [{**layer, "alias": {"2": "conv2"}.get(layer["name"], "")} for layer in about["layers"]]
+    monkeypatch.setattr(explored.session.jobs, "about", {**about, "layers": layers})
+    text = explored.request("GET", "/t/2/1").text
+    assert '<h1 dir="auto">conv2:1 (2:1@max): 24 images by how' in text
+    data = json.loads(re.search(r'id="trajectory">(.*?)</script>', text)[1])
+    assert [(row["layer"], row["alias"]) for row in data["layers"]] == [("0", ""), ("2", "conv2")]
+
+
+def test_the_page_that_is_shared_has_the_feature_picture_of_the_unit_once_it_is_made(explored, tmp_path):
+    circuit = explored.job(**FIND | {"feature": "2:4"})["circuit"]
+    explored.job("diagram", circuit=circuit)
+
+    def shown():
+        (tmp_path / "page.html").write_text(explored.request("GET", f"circuits/{circuit}/page").text, encoding="utf-8")
+        document = cc.Diagram.load(tmp_path / "page.html").document
+        return document, [one for pictures in document.pictures for one in pictures.target]
+
+    assert shown()[1] == []
+    explored.job("visualise", layer="2", unit=4, steps=8)
+    document, (picture,) = shown()
+    assert picture.label == "optimized to drive it most in the full model"
+    last = read_data_url(document.tiles.pages[-1].src)
+    assert picture.tile == len(document.tiles) - 1
+    made = Image.open(io.BytesIO(explored.request("GET", "layers/2/units/4/picture").content))
+    assert np.array_equal(last, np.asarray(made.resize(last.shape[:2], Image.Resampling.NEAREST)))
 
 
 def test_a_damaged_picture_module_or_diagram_is_never_served_and_said_once(explored):

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import convcircuits as cc
 import twofold
 from convcircuits.cli import application
+from convcircuits.drawing.page import read_page
 
 AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
 MODEL = """
@@ -75,6 +76,12 @@ def net():
 SLOW = {"kind": "find", "feature": "2:0", "density": 0.05, "criterion": "force", "options": ["steps=200"], "count": 6}
 WIDTHS = (1440, 1280, 800, 390)
 SQUARE = ((0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98))
+GROUND = "getComputedStyle(document.documentElement).backgroundColor"
+WHITE, BLACK = "rgb(255, 255, 255)", "rgb(21, 22, 26)"
+CHOSEN = """(theme) => {
+  localStorage.setItem("convcircuits-theme", theme);
+  dispatchEvent(new Event("storage"));
+}"""
 PAGES = {"light": ("", "l/2", "u/2/7"), "dark": ("l/2", "u/2/7")}
 
 pytestmark = pytest.mark.browser
@@ -88,8 +95,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(folder):
-    """The address of an explorer."""
+def address(folder, planted, unindexed):
+    """The address of an explorer. The others start before it: they load torch while the first tests use this one."""
     (folder / "paged_net.py").write_text(MODEL)
     (folder / "pictures").mkdir()
     generator = np.random.default_rng(0)
@@ -127,6 +134,15 @@ def planted(tmp_path_factory):
     Its worker dies when the folder gets a file ``dies``, and each pass takes 20 ms if it has a file ``slow``.
     """
     folder = tmp_path_factory.mktemp("planted")
+    with of_two_mechanisms(folder) as address:
+        yield folder, address
+
+
+@pytest.fixture(scope="module")
+def unindexed(tmp_path_factory):
+    """The folder and the address of an explorer that indexes nothing as long as the folder has the file ``waits``."""
+    folder = tmp_path_factory.mktemp("unindexed")
+    (folder / "waits").touch()
     with of_two_mechanisms(folder) as address:
         yield folder, address
 
@@ -195,6 +211,21 @@ def answered(page, **job):
     return found["result"]
 
 
+IDLE = """async () => {
+  const busy = ({ state }) => state === "queued" || state === "running";
+  while ((await fetch("/api/v1/jobs").then((answer) => answer.json())).some(busy))
+    await new Promise((done) => setTimeout(done, 30));
+}"""
+
+
+@contextlib.contextmanager
+def done(page):
+    """Wait until the job that the page asks for within is done: `expect` looks only once a second after a while."""
+    with page.expect_response(lambda said: said.request.method == "POST" and urlsplit(said.url).path == "/api/v1/jobs"):
+        yield
+    page.evaluate(IDLE)
+
+
 def fits(page):
     """Check the page with axe, and that it fits every window."""
     accessible(page)
@@ -253,8 +284,10 @@ def test_from_the_start_to_a_circuit_and_back(open_page, folder):
     expect(page.locator(".find + .problem")).to_contain_text("must be above 0")
     page.locator("[part=number]").fill(".4")
     page.locator("[part=crops]").fill("6")
-    page.locator("[part=find]").click()
-    page.get_by_role("link", name="open the circuit").click()
+    with done(page):
+        page.locator("[part=find]").click()
+    with done(page):  # its diagram
+        page.get_by_role("link", name="open the circuit").click()
     expect(page).to_have_url(re.compile("/c/[0-9a-f]{16}$"))
     expect(page.locator("[part=verdict]").first).to_contain_text("On 6 held-out crops")
     expect(page.locator(".figures .own td").first).to_have_text(re.compile(r"\d"))
@@ -277,7 +310,9 @@ def test_from_the_start_to_a_circuit_and_back(open_page, folder):
     expect(page).to_have_url(circuit)
     page.go_back()
     expect(page.get_by_role("heading", level=1)).to_have_text("2 · unit 7")
-    expect(page.locator(".side .circuits li")).to_have_count(1)
+    listed = page.locator(".side .circuits li")
+    expect(listed).to_have_count(1)
+    expect(listed).to_contain_text(re.compile("on 6 crops .*random circuit .*, average map"))
     card = page.evaluate("id => fetch(`/api/v1/circuits/${id}`).then(r => r.json())", circuit.split("/")[-1])
     expect(page.locator(".examples .badge")).to_have_count(len(card["report"]["found_on"]))  # of the 10 crops
     page.go_forward()
@@ -432,21 +467,28 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     start = page.url
     page.goto(f"{start}u/2/9")
     expect(page.locator("[part=estimate]")).to_contain_text("about")
-    page.locator("[part=neighbours]").click()
+    with done(page):
+        page.locator("[part=neighbours]").click()
     expect(page.locator(".pair .row").first.locator("a")).to_have_count(5)
-    page.locator("[part=visualise]").click()
+    with done(page):
+        page.locator("[part=visualise]").click()
     expect(page.locator(".feature figcaption")).to_contain_text("128 steps")
     page.locator("[part=groups]").select_option("2")
-    page.locator("[part=split]").click()
+    with done(page):
+        page.locator("[part=split]").click()
     expect(page.locator("[part=split-verdict]")).to_contain_text("10 photographs")
     expect(page.locator(".split .group")).to_have_count(2)
     expect(page.locator(".cross tbody tr")).to_have_count(2)
     fits(page)
 
-    page.locator("[part=trajectory]").click()
+    with done(page):
+        page.locator("[part=trajectory]").click()
     page.get_by_role("link", name="Open the maps").click()
     expect(page).to_have_url(f"{start}t/2/9")
-    accessible(page)
+    for theme, ground in (("dark", BLACK), ("", WHITE)):
+        page.evaluate(CHOSEN, theme)
+        assert page.evaluate(GROUND) == ground
+        accessible(page)
     place = page.locator("canvas").bounding_box()
     corners = [(place["x"] + x * place["width"], place["y"] + y * place["height"]) for x, y in SQUARE]
     page.mouse.move(*corners[0])
@@ -468,14 +510,20 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
         for density, refit in ((0.4, "none"), (0.2, "filters"))
     )
     page.goto(f"{start}c/{small}")
-    page.get_by_role("button", name="Fit controls").click()
+    with done(page):
+        page.get_by_role("button", name="Fit controls").click()
     expect(page.get_by_role("button", name="Fit controls")).to_have_count(0)
     expect(page.locator("[part=diagram] [part=caption]")).not_to_contain_text("No controls were fitted")
     card = page.evaluate(f"fetch('/api/v1/circuits/{small}').then(r => r.json())")
     assert card["controls"] in ("found", "not found", "not decided")
-    page.goto(f"{start}c/{large}")
+    with done(page):  # its diagram
+        page.goto(f"{start}c/{large}")
     expect(page.get_by_alt_text("the picture that drives it most")).to_be_visible()
-    page.locator("[part=sweep]").click()
+    in_panel = page.locator("[part=diagram] [part=features]")
+    expect(in_panel).to_have_text("optimized to drive it most in the full model")
+    expect(in_panel.locator("image")).to_have_attribute("href", "/api/v1/layers/2/units/9/picture")
+    with done(page):
+        page.locator("[part=sweep]").click()
     stop = page.locator(".stop").nth(2)
     stop.hover()
     expect(page.locator(".stop-card")).to_contain_text("R²")
@@ -488,7 +536,8 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     found["density"] = card["provenance"]["recipe"]["density"]
     assert page.evaluate(ASKED, found) == [200, card["id"]]  # so finding it takes no time
     page.goto(f"{start}c/{large}")
-    page.locator("[part=extract]").click()
+    with done(page):
+        page.locator("[part=extract]").click()
     with page.expect_download() as download:
         page.get_by_role("link", name=", safetensors").click()
     assert download.value.suggested_filename.endswith("-module.safetensors")
@@ -496,7 +545,8 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     with page.expect_download() as download:
         page.locator("[part=page]").click()
     assert download.value.suggested_filename.endswith(".html")
-    assert 'id="circuit"' in download.value.path().read_text()
+    shared = read_page(download.value.path().read_text())
+    assert len([one for pictures in shared.pictures for one in pictures.target]) == 1  # the same picture
     with page.expect_download() as download:
         page.locator("[part=bundle]").click()
     assert download.value.suggested_filename.endswith(".zip")
@@ -509,7 +559,8 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     assert abs(clusters[0] - clusters[1]) < 10  # controls in one row leave room for pictures
     expect(page.get_by_role("heading", level=1)).to_have_count(1)
     page.locator("[part=diagram] [data-node] .frame").first.click()
-    page.locator("[part=ablate]").click()
+    with done(page):
+        page.locator("[part=ablate]").click()
     expect(page.locator("[part=without]")).to_contain_text("Measured without it, on 6 held-out crops: R²")
     fits(page)
 
@@ -526,7 +577,8 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
 
     page.locator(f".beside-it[href$='{small}']").click()
     expect(page).to_have_url(f"{start}compare?a={large}&b={small}")
-    page.locator("[part=compare]").click()
+    with done(page):
+        page.locator("[part=compare]").click()
     page.locator("[part=diagram] [data-node]").first.wait_for()
     page.locator("[part=diagram] [data-node] .frame").last.click()
     expect(page.locator("[part=diagram] .notes")).to_contain_text(
@@ -561,14 +613,20 @@ def test_from_a_layer_to_its_atlas_and_to_a_circuit_of_it(open_page):
     page = open_page()
     start = page.url
     page.goto(f"{start}l/0")
+    page.get_by_role("combobox", name="colors").select_option("dark")
     page.get_by_role("link", name="small").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Atlas of 0: 6 units")
+    page.wait_for_function(f"() => {GROUND} === '{BLACK}'")
     accessible(page)
     page.locator("select").nth(1).select_option("3")
     expect(page.get_by_role("link", name="the unit")).to_have_attribute("href", "/u/0/3")
     page.get_by_role("link", name="its circuit").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("0 unit 3")
     page.go_back()
+    other = page.context.new_page()
+    other.goto(start)
+    other.get_by_role("combobox", name="colors").select_option("light")
+    page.wait_for_function(f"() => {GROUND} === '{WHITE}'")
     page.get_by_role("link", name="the layer").click()
     expect(page).to_have_url(f"{start}l/0")
 
@@ -803,30 +861,28 @@ def test_a_worker_that_is_killed_fails_its_job_with_a_sentence_and_the_page_live
     expect(page.locator("[part=verdict]").first).to_contain_text("On 6 held-out crops")
 
 
-def test_a_page_of_what_is_not_indexed_says_so_and_has_it_as_soon_as_it_is(open_page, tmp_path):
+def test_a_page_of_what_is_not_indexed_says_so_and_has_it_as_soon_as_it_is(open_page, unindexed):
     """It asks for nothing that is not there: no answer is an error, which the console would have."""
-    (tmp_path / "waits").touch()
-    with of_two_mechanisms(tmp_path) as address:
-        page = open_page(address)
-        start = page.url
-        photo = page.evaluate("fetch('/api/v1/photos').then(r => r.json()).then(said => said.photographs[0].id)")
-        for path, said in (
-            ("l/2", "This layer has not been indexed yet."),
-            ("l/1", "This layer is no convolution, so it is not indexed."),
-            ("l/nine", "There is no layer nine."),
-            ("u/nine/0", "There is no layer nine."),
-            ("u/2/99", "2 has 2 units; there is no unit 99."),
-            (f"i/{photo}?x=5&y=5", "No layer has been indexed yet."),
-            ("u/2/0", "This layer has not been indexed yet."),
-        ):
-            page.goto(start + path)
-            expect(page.get_by_text(said)).to_be_visible()
-        (tmp_path / "waits").unlink()
-        expect(page.locator(".examples .crop").first).to_be_visible()
-        expect(page.get_by_text("This layer has not been indexed yet.")).to_have_count(0)
-        page.goto(f"{start}i/{photo}?x=5&y=5")
-        expect(page.locator(".strongest .chip").first).to_be_visible()
-        page.close()
+    folder, address = unindexed
+    page = open_page(address)
+    start = page.url
+    photo = page.evaluate("fetch('/api/v1/photos').then(r => r.json()).then(said => said.photographs[0].id)")
+    for path, said in (
+        ("l/2", "This layer has not been indexed yet."),
+        ("l/1", "This layer is no convolution, so it is not indexed."),
+        ("l/nine", "There is no layer nine."),
+        ("u/nine/0", "There is no layer nine."),
+        ("u/2/99", "2 has 2 units; there is no unit 99."),
+        (f"i/{photo}?x=5&y=5", "No layer has been indexed yet."),
+        ("u/2/0", "This layer has not been indexed yet."),
+    ):
+        page.goto(start + path)
+        expect(page.get_by_text(said)).to_be_visible()
+    (folder / "waits").unlink()
+    expect(page.locator(".examples .crop").first).to_be_visible()
+    expect(page.get_by_text("This layer has not been indexed yet.")).to_have_count(0)
+    page.goto(f"{start}i/{photo}?x=5&y=5")
+    expect(page.locator(".strongest .chip").first).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

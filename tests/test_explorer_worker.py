@@ -9,11 +9,13 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import socket
 import stat
 import sys
 import threading
 import types
 import webbrowser
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -24,7 +26,7 @@ from torch import nn
 
 import convcircuits as cc
 from convcircuits.circuits.contrasting import contrasted
-from convcircuits.explorer import worker
+from convcircuits.explorer import launch, worker
 from convcircuits.explorer.browser import open_address
 from convcircuits.explorer.jobs import Job
 from convcircuits.explorer.materials import Materials
@@ -32,6 +34,7 @@ from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.project import Project
 from convcircuits.explorer.questions import Questions
 from convcircuits.explorer.routes import application
+from convcircuits.explorer.security import Guard
 from convcircuits.explorer.server import listening
 from convcircuits.explorer.session import Session
 from convcircuits.explorer.store import Store, curve_key
@@ -612,6 +615,39 @@ def test_a_computer_that_lets_no_process_give_way_finds_circuits_all_the_same(mo
 def test_a_host_that_is_none_is_said_at_once():
     with pytest.raises(cc.ConvCircuitsError, match=r"--host nowhere.invalid .* Give another --host\."):
         listening("nowhere.invalid", None)
+
+
+@pytest.mark.parametrize(
+    ("host", "number", "elsewhere"),
+    [
+        ("127.0.0.1", "192.168.0.7", []),
+        ("192.168.0.7", "192.168.0.7", []),
+        ("0.0.0.0", "192.168.0.7", ["from other machines: http://192.168.0.7:8642/?token=t"]),
+        ("::", None, ["from other machines: the same, with a number of this machine for 127.0.0.1"]),
+    ],
+)
+def test_who_listens_at_all_addresses_is_told_the_one_for_other_machines(monkeypatch, host, number, elsewhere):
+    def serve(opening, *, host, port, notify):
+        notify(Guard(None, port=8642, host=host).address.partition("=")[0] + "=t")
+
+    said = []
+    monkeypatch.setattr("convcircuits.explorer.server.serve", serve)
+    monkeypatch.setattr(launch, "number_in_network", lambda: number)
+    launch.start(Opening(images="sample", project=Path()), host=host, port=None, notify=said.append)
+    own = host if host == "192.168.0.7" else "127.0.0.1"
+    address, *others = said
+    assert address == f"http://{own}:8642/?token=t"
+    assert others[: len(elsewhere)] == elsewhere
+    assert [text.partition(" ")[0] for text in others[len(elsewhere) :]] == ["warning:"] * (host != "127.0.0.1")
+
+
+def test_the_number_of_this_machine_in_the_network_leads_to_it():
+    number = launch.number_in_network()
+    if number is None:
+        pytest.skip("this machine is in no network")
+    assert not number.startswith("127.")
+    with listening("0.0.0.0", 0) as here, socket.create_connection((number, here.getsockname()[1]), 10) as one:
+        assert one.getpeername() == (number, here.getsockname()[1])
 
 
 def test_a_small_picture_that_was_cut_off_is_made_again(explorer, monkeypatch):

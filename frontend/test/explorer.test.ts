@@ -32,6 +32,7 @@ import {
 import {
   ablationText,
   around,
+  asInPapers,
   baselines,
   bytes,
   coarse,
@@ -40,6 +41,7 @@ import {
   featureName,
   heldOut,
   jobName,
+  listedBeside,
   measuredBeside,
   photoName,
   progress,
@@ -266,11 +268,16 @@ test("R\u00b2 stands beside its baselines where the verdict is about", () => {
     others: "random circuit \u22124.00, average map .10",
     text: "over all positions: random circuit \u22124.00, average map .10",
   });
+  assert.equal(listedBeside(REPORT), baselines(REPORT).text);
   const figures = { ...REPORT.figures, r2_interior: 0.6, interior: "central" };
   const central = baselines({ ...REPORT, figures });
   assert.equal(central.own, 0.6);
   assert.equal(central.text, "on the central positions: random circuit not measured, average map not measured");
   const inside = { ...figures, interior: "exact", r2_random_interior: 0.1, r2_average_map_interior: 0.2 };
+  assert.equal(
+    listedBeside({ ...REPORT, figures: inside }),
+    "on the interior: random circuit .10, average map .20; over all positions .70",
+  );
   assert.equal(
     measuredBeside({ ...REPORT, figures: inside }), // the sentence before it may be of all positions
     `On ${heldOut(REPORT.images, REPORT)} (on the interior: this circuit .60, random circuit .10, average map .20).`,
@@ -291,6 +298,18 @@ test("two circuits are compared on the same photographs, in any order", () => {
 });
 
 const LAYERS = [{ name: "features.14", alias: "conv3_3" }] as never[];
+test("a unit is named as in papers and by its layer's own name", () => {
+  const of = (layer: string, unit: unknown = 12) => ({ layer, unit }) as never;
+  for (const [feature, named] of [
+    ["features.14:12", "conv3_3:12 (features.14:12)"],
+    ["features.14:12@interior", "conv3_3:12 (features.14:12@interior)"],
+    ["features.14#1:12@3,5", "conv3_3:12 (features.14#1:12@3,5)"],
+  ])
+    assert.equal(asInPapers(`It keeps ${feature}, so far.`, of("features.14"), LAYERS), `It keeps ${named}, so far.`);
+  assert.equal(asInPapers("It keeps layer1:12.", of("layer1"), LAYERS), "It keeps layer1:12.");
+  assert.equal(asInPapers("It keeps features.14:3,4.", of("features.14", [3, 4]), LAYERS), "It keeps features.14:3,4.");
+});
+
 const JOB: Job = {
   id: ID,
   kind: "find",

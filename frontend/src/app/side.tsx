@@ -192,7 +192,8 @@ function Crops({ store }: { store: Store }) {
 /** The target's own pictures, such as what was optimized to drive it. */
 function Features({ store: { graph, flow }, store }: { store: Store }) {
   const features = graph.document.pictures.flatMap(({ target }) => target);
-  if (flow.value.root !== graph.document.target || !features.length) return null;
+  const more = store.picture.value;
+  if (flow.value.root !== graph.document.target || !(features.length || more)) return null;
   return (
     <section class="pictures rows" part="features">
       {features.map(({ label, tile }) => (
@@ -201,6 +202,14 @@ function Features({ store: { graph, flow }, store }: { store: Store }) {
           <figcaption>{plain(label)}</figcaption>
         </figure>
       ))}
+      {more && (
+        <figure>
+          <svg width={CROP} height={CROP} role="img" aria-label={more.label}>
+            <image href={more.src} width={CROP} height={CROP} />
+          </svg>
+          <figcaption>{more.label}</figcaption>
+        </figure>
+      )}
     </section>
   );
 }

@@ -25,6 +25,8 @@ export interface Source {
   onTheme?(changed: (theme: Theme) => void): () => void;
   /** Call back with two photographs to paint the circuit by, now and whenever they are others; null: none. */
   onContrast?(changed: (contrast: Contrast | null) => void): () => void;
+  /** Call back with a picture of the target that the document has not, now and whenever it is another; null: none. */
+  onPicture?(changed: (picture: TargetPicture | null) => void): () => void;
   /** Keep what the reader has just written on a node; without it, it is kept in the view alone. */
   note?(written: Note): void;
   /** Say why the host does not keep what is written on a node elsewhere than in its view; "": it does. */
@@ -42,6 +44,12 @@ export interface Part {
 
 /** What a part of the circuit does on a photograph, A, and on another, B; null: not measured. */
 export type Contrast = (part: Part) => readonly [a: number, b: number] | null;
+
+/** A picture of the target, at an address. */
+export interface TargetPicture {
+  src: string;
+  label: string;
+}
 
 export type Theme = "light" | "dark";
 

@@ -10,7 +10,7 @@ import { plain } from "../core/text.js";
 import type { View } from "../core/types.js";
 import { leftOut, opened, ownView, viewOf } from "../core/view.js";
 import { Maps, Pictures } from "./pictures.js";
-import { type Contrast, onSystemTheme, type Source, type Theme } from "./source.js";
+import { type Contrast, onSystemTheme, type Source, type TargetPicture, type Theme } from "./source.js";
 
 /** What the pointer is on, or the keyboard's focus: nodes (several: a group) or edges (parallel ones). */
 export interface Spot {
@@ -38,6 +38,8 @@ export interface Store {
   image: ReadonlySignal<number | null>;
   /** What a part does on two photographs, by its layer's number, if the circuit is painted by these. */
   contrast: ReadonlySignal<((layer: number, filter: number, input: number | null) => readonly number[] | null) | null>;
+  /** A picture of the target that the document has not. */
+  picture: ReadonlySignal<TargetPicture | null>;
   flow: ReadonlySignal<Flow>;
   hover: Signal<Spot | null>;
   /** What was clicked last, whose details stay. */
@@ -80,6 +82,7 @@ export function createStore(source: Source): Store {
   const selection = signal(known(graph, source.selection()));
   const [width, height] = [signal(1100), signal(560)];
   const contrast = signal<Contrast | null>(null);
+  const picture = signal<TargetPicture | null>(null);
   const [hover, held] = [signal<Spot | null>(null), signal<Spot | null>(null)];
   // The part of the view that moves nodes. Isolation and images only light or color them, without a new layout.
   const layout = computed(() =>
@@ -122,6 +125,7 @@ export function createStore(source: Source): Store {
         return name === undefined ? null : of({ layer: name, filter, input });
       };
     }),
+    picture,
     flow,
     hover,
     held,
@@ -207,6 +211,9 @@ export function createStore(source: Source): Store {
     }),
     source.onContrast?.((found) => {
       contrast.value = found;
+    }) ?? (() => {}),
+    source.onPicture?.((found) => {
+      picture.value = found;
     }) ?? (() => {}),
     source.onNotes?.(() => {
       flush(); // the host has not been told yet of what the reader did last

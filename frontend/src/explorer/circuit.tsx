@@ -5,6 +5,7 @@ import { count, percent, plural } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, type Box, type Circuit, type Report } from "./api.js";
 import { ContrastSection } from "./contrast.js";
+import { pictured } from "./contrasted.js";
 import { DensityCurve } from "./curve.js";
 import { Drawing } from "./drawing.js";
 import { FeatureSection } from "./like.js";
@@ -12,6 +13,7 @@ import { canWrite, circuits, jobs, layers, message, model, submit, useLoaded, us
 import { Notes } from "./note.js";
 import { type CircuitPlace, circuitPlace, photoPlace, unitPlace } from "./route.js";
 import {
+  asInPapers,
   circuitShort,
   controlsText,
   featureOf,
@@ -62,7 +64,7 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
       <p class="lead" part="verdict">
         {report ? (
           <>
-            <b>{sentence(report.verdict_sentence)}</b>
+            <b>{sentence(asInPapers(report.verdict_sentence, circuit, layers.value))}</b>
             {but && <b> {but.replace("b", "B")}.</b>} <span class="soft">{measuredBeside(report)}</span>
             {report.sent && <b> Measured by who sent it, not here, perhaps on other photographs.</b>}
           </>
@@ -108,7 +110,7 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
         <section>
           <h2>In the whole model</h2>
           <InTheModel circuit={circuit} />
-          {typeof circuit.unit === "number" && <OwnPicture layer={circuit.layer} unit={circuit.unit} />}
+          {typeof circuit.unit === "number" && <OwnPicture circuit={circuit} unit={circuit.unit} />}
         </section>
         <section>
           <h2>As a module</h2>
@@ -147,9 +149,17 @@ function Drawn({ circuit }: { circuit: Circuit }) {
   );
 }
 
-/** The feature picture of a circuit's unit. The diagram has pictures in the circuit, if it was drawn with such. */
-function OwnPicture({ layer, unit }: { layer: string; unit: number }) {
+/** The feature picture of a circuit's unit, which the diagram shows too. */
+function OwnPicture({ circuit: { id, layer, same_weights }, unit }: { circuit: Circuit; unit: number }) {
   const found = useUnit(layer, unit);
+  const value = same_weights === false ? null : (found.value?.picture?.value ?? null);
+  useEffect(() => {
+    const label = "optimized to drive it most in the full model";
+    pictured.value = value === null ? null : { of: id, value: { src: api.picture(layer, unit), label } };
+    return () => {
+      pictured.value = null;
+    };
+  }, [id, value]);
   return found.value && <FeatureSection unit={found.value} title="Feature picture of the unit, in the full model" />;
 }
 

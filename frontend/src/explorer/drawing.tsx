@@ -4,7 +4,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { type Part, pageSource, type Source } from "../app/source.js";
 import { plain } from "../core/text.js";
 import type { Ablation, JobRequest } from "./api.js";
-import { contrasted } from "./contrasted.js";
+import { contrasted, pictured } from "./contrasted.js";
 import { type Trouble, withNotes } from "./filters.js";
 import { canWrite, circuits } from "./live.js";
 import { Both } from "./note.js";
@@ -24,6 +24,7 @@ export function explorerSource(text: string, circuit: string | null, tell: (trou
     return { ...own, unkept: () => "the project keeps notes on a filter with its circuit, and here are two" };
   const source = withNotes(own, circuit, tell);
   source.onContrast = (changed) => contrasted.subscribe((found) => changed(found?.of === circuit ? found.value : null));
+  source.onPicture = (changed) => pictured.subscribe((found) => changed(found?.of === circuit ? found.value : null));
   return canWrite.value ? { ...source, ablate: (part, say) => ablate(circuit, part, say) } : source;
 }
 

@@ -171,6 +171,14 @@ export function ablationText({ images, before, after }: Ablation, report?: Repor
   );
 }
 
+/** A text on a unit in which it is named as in papers, too: "conv3_3:12 (features.14:12)". */
+export function asInPapers(text: string, { layer, unit }: CircuitCard, layers: readonly Layer[]): string {
+  const alias = layers.find(({ name }) => name === layer)?.alias;
+  if (!alias || typeof unit !== "number") return text;
+  const own = new RegExp(`${layer.replace(/\W/g, "\\$&")}(#\\d+)?:${unit}(@\\w+(,\\d+)*)?`);
+  return text.replace(own, (feature) => `${alias}:${unit} (${feature})`);
+}
+
 /** A sentence of the library in the page's spelling. */
 export function sentence(text: string): string {
   return plain(text).replace(/\bR2\b/g, "R²");
@@ -208,6 +216,13 @@ export function baselines(report: Report): { own: number | null; where: string; 
 export function measuredBeside(report: Report): string {
   const { own, where, others } = baselines(report);
   return `On ${heldOut(report.images, report)} (${where}: this circuit ${r2Text(own)}, ${others}).`;
+}
+
+/** What R² in a list stands beside: where it is of, its baselines there, and R² over all positions if it is not that. */
+export function listedBeside(report: Report): string {
+  const elsewhere =
+    figure(report, "r2_interior") === null ? "" : `; over all positions ${r2Text(figure(report, "r2"))}`;
+  return baselines(report).text + elsewhere;
 }
 
 /** What takes something from the verdict on a circuit: its controls. */

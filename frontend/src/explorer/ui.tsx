@@ -17,6 +17,7 @@ import {
   done,
   featureOf,
   jobName,
+  listedBeside,
   progress,
   r2Text,
 } from "./text.js";
@@ -254,10 +255,10 @@ export function Verdict({ circuit }: { circuit: CircuitCard }) {
   if (same_weights === false) return <span class="soft">of other weights</span>;
   if (!report) return <span class="soft">not measured</span>;
   const [word, tone] = SHORT[report.verdict] ?? [report.verdict, ""];
-  const { own, text } = baselines(report);
+  const { own } = baselines(report);
   const but = controlsText(circuit);
   return (
-    <span title={`R² ${text}`}>
+    <span>
       <b class={but ? "" : tone}>
         {word}
         {but && `, ${but},`}
@@ -265,7 +266,7 @@ export function Verdict({ circuit }: { circuit: CircuitCard }) {
       {r2Text(own)}{" "}
       <span class="soft">
         on {plural(report.images, report.whole ? "photograph" : "crop")}
-        {report.sent && ", measured by who sent it"}
+        {report.sent && ", measured by who sent it"} ({listedBeside(report)})
       </span>
     </span>
   );

@@ -120,8 +120,8 @@ export function Share({ circuit: { id, diagram } }: { circuit: Circuit }) {
   return (
     <>
       <p class="soft">
-        One page with the diagram as you see it, with the photographs in it, and the notes on this circuit, its filters
-        and its unit. It opens in a browser, without a network.
+        One page with the diagram as you see it, with the photographs in it, the unit's feature picture, if it was made,
+        and the notes on this circuit, its filters and its unit. It opens in a browser, without a network.
       </p>
       <div class="line work">
         <button

@@ -23,6 +23,7 @@ from convcircuits.drawing.pictures import LABELS, TILE, Seen, pictured
 from convcircuits.drawing.selectable import Listed, selectable
 from convcircuits.drawing.sheet import (
     Drawing,
+    aliases_of,
     columns_of,
     lay_out,
     layers_of,
@@ -40,6 +41,7 @@ from convcircuits.network.surroundings import outside_autocast
 from convcircuits.texts import sentences
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.controls import RIVALS, Controls
+from convcircuits.values.feature import Feature
 from convcircuits.values.granularity import elements_with
 from convcircuits.values.report import Evaluation
 from convcircuits.values.tables import LayerTable
@@ -346,7 +348,7 @@ def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -
     )
     model = model_of(drawing)
     return data.Meta(
-        title=title or f"Circuit for {circuit.feature} of {model}",
+        title=title or f"Circuit for {_as_in_papers(drawing, circuit.feature)} of {model}",
         feature=str(circuit.feature),
         model=model,
         criterion=None if origin.get("criterion") is None else str(origin["criterion"]),
@@ -363,6 +365,12 @@ def _meta(drawing: Drawing, title: str | None, seen: Seen | None, checks: str) -
         versions={"convcircuits": __version__, "torch": torch.__version__},
         file=named_after(model, circuit.feature.slug),
     )
+
+
+def _as_in_papers(drawing: Drawing, feature: Feature) -> str:
+    """Return the text form of a feature; of a unit also with the name in papers, "conv3_3:12 (features.14:12)"."""
+    alias = aliases_of(drawing).get(feature.layer)
+    return f"{alias}:{feature.unit} ({feature})" if alias and isinstance(feature.unit, int) else str(feature)
 
 
 def _on_saliency(circuit: Circuit, *, measured: bool) -> list[str]:

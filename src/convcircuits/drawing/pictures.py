@@ -17,7 +17,7 @@ from convcircuits.drawing.figure import Shown
 from convcircuits.drawing.kernels import NOT_IN_COLOR, first_kernels, to_bytes
 from convcircuits.drawing.sheet import Drawing
 from convcircuits.drawing.target import in_bytes, target_maps
-from convcircuits.drawing.tiles import data_url, pack
+from convcircuits.drawing.tiles import OPTIMIZED, data_url, pack
 from convcircuits.drawing.wiring import SiteKind
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.maps.colors import displayable
@@ -45,9 +45,6 @@ LABELS = {
     "features": "pictures optimized to drive a filter most inside the circuit; for the first layer, its kernels",
 }
 """The sets of pictures, with what they show."""
-
-OPTIMIZED = "optimized to drive it most in {}"
-"""What a feature visualization of the target is called; to be formatted with where it runs."""
 
 TILE = 64
 """Side of a picture, in pixels."""

@@ -168,8 +168,7 @@ def _count(masks: Masks) -> int:
 def columns_of(drawing: Drawing) -> tuple[data.Column, ...]:
     """Label each column with what its sites have in common."""
     columns = []
-    module, sees = drawing.subject.network.module, _sees(drawing)
-    called = {layer: alias for alias, layer in aliases(model_of(drawing).split(":")[-1].lower(), module).items()}
+    called, sees = aliases_of(drawing), _sees(drawing)
     for column in range(drawing.wiring.columns[drawing.wiring.target[0]] + 1):
         sites = [s for n, s in drawing.wiring.sites.items() if drawing.wiring.columns[n] == column]
         names = [_name_of(site, drawing) for site in sites]
@@ -183,6 +182,12 @@ def columns_of(drawing: Drawing) -> tuple[data.Column, ...]:
             )
         )
     return tuple(columns)
+
+
+def aliases_of(drawing: Drawing) -> dict[str, str]:
+    """Return the names that papers use for layers of the model, by layer."""
+    known = aliases(model_of(drawing).split(":")[-1].lower(), drawing.subject.network.module)
+    return {layer: alias for alias, layer in known.items()}
 
 
 def model_of(drawing: Drawing) -> str:

@@ -4,13 +4,17 @@ import base64
 import io
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
-from convcircuits.drawing.data import PAGE, Page, Tiles
+from convcircuits.drawing.data import PAGE, Document, Page, TargetPicture, Tiles
 from convcircuits.drawing.records import Array
 from convcircuits.errors import ConvCircuitsError
+
+OPTIMIZED = "optimized to drive it most in {}"
+"""What a feature visualization of the target is called; to be formatted with where it runs."""
 
 SHARP = 12  # pictures of at most this many pixels per side, such as kernels, keep their pixels
 _MATT = (236, 236, 232)  # fills the tile beside pictures that are not square
@@ -48,6 +52,20 @@ def pack(pictures: Iterable[Array], *, size: int = 64) -> tuple[Tiles, Array]:
     pages = (*_pages(tiles[True], size), *_pages(tiles[False], size))
     numbers = [place if sharp else len(tiles[True]) + place for sharp, place in places]
     return Tiles(size, pages), np.array(numbers, dtype=np.int32)
+
+
+def with_target_picture(document: Document, label: str, picture: Array) -> Document:
+    """Return a document with one more picture of its target, uint8 (h, w, 3), and with the tile after the others.
+
+    A document without pictures stays without: it has no place for them.
+    """
+    if not document.pictures:
+        return document
+    own, (first, *others) = document.tiles, document.pictures
+    more, _ = pack([picture], size=own.size)
+    first = replace(first, target=(*first.target, TargetPicture(label, len(own))))
+    tiles = replace(own, pages=(*own.pages, *more.pages))
+    return replace(document, tiles=tiles, pictures=(first, *others))
 
 
 def data_url(picture: Array, *, lossless: bool = False) -> str:

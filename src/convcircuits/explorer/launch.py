@@ -1,10 +1,12 @@
 """Start the explorer: from the command, in this process; from Python, in a process of its own."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,11 +14,13 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.explorer.browser import open_address
 from convcircuits.explorer.bundle import Bundle
 from convcircuits.explorer.opening import Opening
+from convcircuits.explorer.security import ANYWHERE
 from convcircuits.files import named_after
 from convcircuits.zoo.specs import check_runs_no_code_unasked
 
@@ -47,6 +51,10 @@ def start(opening: Opening, *, host: str, port: int | None, notify: Callable[[st
 
     def announced(address: str) -> None:
         notify(address)
+        if host in ANYWHERE:
+            number, own = number_in_network(), urlsplit(address)
+            elsewhere = None if number is None else own._replace(netloc=f"{number}:{own.port}").geturl()
+            notify(f"from other machines: {elsewhere or 'the same, with a number of this machine for 127.0.0.1'}")
         if host not in _OWN:
             notify(
                 f"warning: {host} can be reached from other machines. Whoever has this address, with its token, sees "
@@ -54,6 +62,15 @@ def start(opening: Opening, *, host: str, port: int | None, notify: Callable[[st
             )
 
     serve(opening, host=host, port=port, notify=announced, **how)
+
+
+def number_in_network() -> str | None:
+    """Return the IPv4 address of this machine in the network that leads out of it, or None if there is none."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.connect(("192.0.2.1", 9))  # an address of nobody: nothing is sent, but the way there is looked up
+        number: str = one.getsockname()[0]
+        return None if number.startswith("127.") else number
+    return None
 
 
 def of_bundle(

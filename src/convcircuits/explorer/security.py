@@ -15,6 +15,9 @@ from urllib.parse import parse_qsl, urlencode
 
 Scope = dict[str, Any]
 
+ANYWHERE = ("0.0.0.0", "::")
+"""What to listen at for all addresses of this machine."""
+
 MOST_BYTES = 64 * 1024
 """The largest body of a request."""
 
@@ -141,7 +144,7 @@ class Guard:
 
     @property
     def _anywhere(self) -> bool:
-        return self._host in ("0.0.0.0", "::")
+        return self._host in ANYWHERE
 
     def _is_own(self, host: str) -> bool:
         """Return whether ``Host`` names this server.

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -33,6 +34,7 @@ from convcircuits.drawing.data import (
     view_to_dict,
 )
 from convcircuits.drawing.page import page
+from convcircuits.drawing.tiles import OPTIMIZED, with_target_picture
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer import bundle, schemas
 from convcircuits.explorer.circuit_file import CircuitFile
@@ -568,7 +570,9 @@ class Session:
         return files
 
     def page(self, one: CircuitFile, view: str | None) -> str | None:
-        """Return a circuit's diagram as one HTML file with the notes on it and on its unit; None: it is not drawn.
+        """Return a circuit's diagram as one HTML file; None: it is not drawn.
+
+        It has the notes on the circuit, its filters and its unit, and the unit's feature picture, if that was made.
 
         Args:
             one: The circuit.
@@ -593,7 +597,7 @@ class Session:
         with self.notes:
             unit, own = self._note_of_unit(one), self.store.note(f"circuit {one.id}")
             filters = filters_noted(self.store.notes(), one.id)
-        document = _with_notes(document, filters)
+        document = self._with_picture(_with_notes(document, filters), one)
         label = unit.get("label", "")[:LONGEST_LABEL]
         if label and all(note.node != document.target for note in document.view.notes):
             notes = (*document.view.notes, Note(document.target, label))
@@ -607,10 +611,26 @@ class Session:
 
     def _note_of_unit(self, one: CircuitFile) -> dict[str, Any]:
         """Return the note on a circuit's unit; empty if there is none, or it is of no unit of this model."""
+        unit = self._unit_of(one)
+        return {} if unit is None else self.store.note(self.noted("unit", unit))
+
+    def _with_picture(self, document: Document, one: CircuitFile) -> Document:
+        """Return a circuit's diagram with the feature picture of its unit, if that was made."""
+        unit = self._unit_of(one)
+        file = None if unit is None else self.derived("features", unit, ".png")
+        content = None if file is None else self.store.content(file)
+        if content is None:
+            return document
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        return with_target_picture(document, OPTIMIZED.format("the full model"), pixels)
+
+    def _unit_of(self, one: CircuitFile) -> str | None:
+        """Return the unit that a circuit is of, such as ``features.7:24``; None if it is of no unit of this model."""
         feature = one.header["feature"]
         if not isinstance(feature["unit"], int) or self.same_weights(one) is False:
-            return {}
-        return self.store.note(self.noted("unit", f"{feature['layer']}:{feature['unit']}"))
+            return None
+        return f"{feature['layer']}:{feature['unit']}"
 
     def submit(self, asked: dict[str, Any]) -> Job:
         """Queue a job, or return the one that was asked for before."""
@@ -678,6 +698,8 @@ def _check(content: bytes, suffix: str) -> None:
     """Raise an error unless a derived file's content is what it should be."""
     if suffix == ".png":
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise ValueError("it is too large")
             picture.verify()  # its checksums; it is not decoded
     elif suffix == ".safetensors":
         if not seals.is_sealed(content, json.loads(seals.metadata(content)[seals.KEY])):

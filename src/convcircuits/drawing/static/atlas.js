@@ -313,8 +313,7 @@ document.getElementById("page").append(
   make("div", { class: "split" }, make("div", { class: "map" }, canvas), card),
   make("div", { class: "tables" }, hubs(), profile()),
 );
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { readColors(); legend(); draw(); });
+followColors(() => { legend(); draw(); });
 new ResizeObserver(draw).observe(canvas);
-readColors();
 legend();
 show();

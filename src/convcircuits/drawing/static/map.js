@@ -26,10 +26,39 @@ function between(a, b, share) {
   return `rgb(${one.map((value, n) => Math.round(value + share * (other[n] - value))).join(" ")})`;
 }
 
+// Colors are those of the reader's system or, in the explorer, those that were chosen there: what the style has for dark
+// systems is then for all or for none.
+const DARK = "(prefers-color-scheme: dark)";
+const ofDark = [...document.styleSheets]
+  .flatMap((sheet) => [...sheet.cssRules])
+  .filter((rule) => rule.media?.mediaText === DARK);
+
+function chosenTheme() {
+  try {
+    return localStorage.getItem("convcircuits-theme");
+  } catch {
+    return null; // the browser keeps nothing
+  }
+}
+
 let ramp = [];
 let inks = {};
 function readColors() {
+  const theme = chosenTheme();
+  for (const { media } of ofDark) media.mediaText = theme === "dark" ? "all" : theme === "light" ? "not all" : DARK;
+  document.documentElement.style.colorScheme = theme === "dark" || theme === "light" ? theme : "";
   ramp = [color("--weak"), color("--middle"), color("--strong")];
   inks = { ground: color("--ground"), ink: color("--ink"), soft: color("--soft"), none: color("--none") };
 }
 
+
+/** Read the colors, and call back whenever they are others. */
+function followColors(changed) {
+  const read = () => {
+    readColors();
+    changed();
+  };
+  matchMedia(DARK).addEventListener("change", read);
+  addEventListener("storage", read); // another tab has chosen some
+  readColors();
+}

@@ -3,11 +3,11 @@
 const data = JSON.parse(document.getElementById("trajectory").textContent);
 const shownNames = data.names.map((name) => plain(name).replaceAll("\n", " "));
 const groupNames = data.groups.map(plain);
-const layerNames = data.layers.map((row) => plain(row.layer));
+const layerNames = data.layers.map((row) => plain(row.alias || row.layer)); // as papers call them, in the explorer
+const fullNames = data.layers.map((row) => plain(row.alias ? `${row.alias} (${row.layer})` : row.layer));
 const count = data.names.length;
 const last = data.layers.length - 1;
 const still = matchMedia("(prefers-reduced-motion: reduce)");
-const dark = matchMedia("(prefers-color-scheme: dark)");
 
 // --- what is shown
 
@@ -332,7 +332,7 @@ const slider = make("input", {
 });
 const few = Math.ceil(data.layers.length / 14); // so that the names of layers have room
 const ticks = make("div", { className: "ticks" }, ...layerNames.map((name, n) =>
-  make("button", { type: "button", title: name, "aria-label": name, click: () => go(n) },
+  make("button", { type: "button", title: fullNames[n], "aria-label": fullNames[n], click: () => go(n) },
     n % few && n !== last ? "·" : name)));
 const facts = make("p", { className: "facts", "aria-live": "polite" });
 let target = 0;
@@ -363,14 +363,14 @@ function show(at) {
   state.at = at;
   slider.value = at;
   const n = Math.round(at);
-  slider.setAttribute("aria-valuetext", layerNames[n]);
+  slider.setAttribute("aria-valuetext", fullNames[n]);
   ticks.childNodes.forEach((tick, k) => tick.setAttribute("aria-pressed", k === n));
   const { explained, kept, disparity, shared } = data.layers[n];
   const parts = [];
   if (explained !== null) parts.push(`the map holds ${Math.round(100 * explained)} % of the variance`);
   if (kept !== null) parts.push(`neighbors kept ${figure(kept)}`);
   if (disparity !== null) parts.push(`against ${layerNames[n - 1]}: disparity ${figure(disparity)}, neighbors shared ${figure(shared)}`);
-  const text = `${layerNames[n]}: ${parts.join("; ") || "all images are at one place"}.`;
+  const text = `${fullNames[n]}: ${parts.join("; ") || "all images are at one place"}.`;
   if (facts.textContent !== text) facts.textContent = text;
   draw();
 }
@@ -422,7 +422,7 @@ document.getElementById("page").append(
     make("table", {},
       make("thead", {}, make("tr", {}, ...["layer", "variance explained", "neighbors kept", "disparity", "neighbors shared"].map((text) => make("th", { scope: "col" }, text)))),
       make("tbody", {}, ...data.layers.map((row, n) => make("tr", {},
-        make("th", { scope: "row" }, layerNames[n]),
+        make("th", { scope: "row" }, fullNames[n]),
         ...["explained", "kept", "disparity", "shared"].map((name) => make("td", {}, figure(row[name]))))))),
     make("p", {}, `Neighbors: the share of the ${data.neighbors} nearest that an image has in common, above chance (0 chance, 1 all): kept, between the map and all saliencies of the layer; shared, between the maps of this layer and of the one before. Disparity: what is left of a map that is turned, mirrored and scaled onto the one before (0 the same shape; about ${(1 - 2 / (count - 1)).toFixed(2)} or more by chance).`),
     ...data.notes.map((note) => make("p", {}, plain(note)))),
@@ -432,8 +432,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") choose(new Set());
 });
 new ResizeObserver(draw).observe(canvas);
-dark.addEventListener("change", () => { readColors(); showLegend(); draw(); });
-readColors();
+followColors(() => { showLegend(); draw(); });
 showLegend();
 showCard();
 choose(new Set());

@@ -53,6 +53,11 @@ def add(app: FastAPI, session: Session) -> None:
             for photo, box in zip(found.photos, found.boxes, strict=True)
         ]
         job = {"kind": "find", "feature": f"{one['name']}:{unit}@max"}
+        called = {layer["name"]: layer["alias"] for layer in session.about()["layers"]}
+        for row in found.layers:
+            row["alias"] = called.get(row["layer"], "")
+        if one["alias"]:
+            found.title = f"{one['alias']}:{unit} ({found.feature}){found.title.removeprefix(found.feature)}"
         finding: dict[str, Any] = {"job": None if session.read_only else job, "photos": found.photos}
         data = trajectory_data(found.model_dump(), names=found.names, pictures=pictures, finding=finding)
         return _map("trajectory", found.title, f"/u/{quote(one['name'], safe='')}/{unit}", "the unit", data)
