@@ -218,7 +218,7 @@ export function measuredBeside(report: Report): string {
   return `On ${heldOut(report.images, report)} (${where}: this circuit ${r2Text(own)}, ${others}).`;
 }
 
-/** What R² in a list stands beside: where it is of, its baselines there, and R² over all positions if it is not that. */
+/** Where R² in a list is of, its baselines there, and R² over all positions if it is not that. */
 export function listedBeside(report: Report): string {
   const elsewhere =
     figure(report, "r2_interior") === null ? "" : `; over all positions ${r2Text(figure(report, "r2"))}`;
