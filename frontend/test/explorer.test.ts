@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import {
+  api,
   type Box,
   type Circuit,
   type Contrast,
@@ -454,4 +455,8 @@ test("what a part is worth is said beside what was before", () => {
     "Measured without it, on 6 held-out crops: R\u00b2 .50 instead of .80; its highest value not defined " +
       "instead of 90 % of the model's; 2 kernels fewer on complete paths.",
   );
+});
+
+test("a picture that is asked for before the model card is known is not kept by the browser for good", () => {
+  assert.equal(api.thumb("0a", 96, [1, 2, 3, 4]), "/api/v1/thumb/0a?w=96&box=1,2,3,4"); // no "of="
 });

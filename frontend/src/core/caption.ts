@@ -47,7 +47,7 @@ function value(r2: number | null): string {
 }
 
 function reach(r2: number | null): string {
-  return r2 === null ? "have no R\u00b2, as the feature is constant" : `reach R\u00b2 = ${decimal(r2)}`;
+  return r2 === null ? "have no R², as the feature is constant" : `reach R² = ${decimal(r2)}`;
 }
 
 /** The reasons in a sentence of a verdict, which names the feature and then, after a colon, gives them; a name may hold
@@ -58,7 +58,7 @@ function reasons(sentence: string): string | undefined {
     .split(": ")
     .slice(1)
     .at(-1)
-    ?.replace(/\bR2\b/g, "R\u00b2")
+    ?.replace(/\bR2\b/g, "R²")
     .replace(/(^|[ (])-(?=\d)/g, "$1\u2212");
 }
 
@@ -101,7 +101,7 @@ function randomOf({ calibration, fidelity }: Variant, control: Variant | undefin
   return `${random}, ${fidelity?.randomRefitted ? "refitted too" : "not refitted"}`;
 }
 
-/** R\u00b2 of a circuit and of its baselines; of the random circuit only if it is not named as the best control. */
+/** R² of a circuit and of its baselines; of the random circuit only if it is not named as the best control. */
 function figures(of: Fidelity, random: string): string {
   const named = random.includes(",") ? `${random},` : random;
   const where = of.interior === "central" ? "the central positions" : "the interior";
@@ -115,9 +115,9 @@ function figures(of: Fidelity, random: string): string {
       ? []
       : [reaches(named, of.r2Random, of.r2RandomInterior)]),
   ];
-  if (of.r2 === null) return "no R\u00b2, as the feature is constant";
+  if (of.r2 === null) return "no R², as the feature is constant";
   return [
-    `R\u00b2 = ${decimal(of.r2)}, on ${where} ${value(of.r2Interior)}, of the rectified map ${value(of.r2Rectified)}`,
+    `R² = ${decimal(of.r2)}, on ${where} ${value(of.r2Interior)}, of the rectified map ${value(of.r2Rectified)}`,
     ...baselines,
   ].join("; ");
 }

@@ -72,7 +72,7 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
   };
 }
 
-/** A figure's caption, one line of a paper: the verdict, R\u00b2 with its baselines, and what is drawn. */
+/** A figure's caption, one line of a paper: the verdict, R² with its baselines, and what is drawn. */
 export function figureCaption(graph: Graph, view: View, numbers: Caption): string {
   const { variants, heldOut } = graph.document;
   const variant = variants[view.variant]!;
@@ -80,13 +80,13 @@ export function figureCaption(graph: Graph, view: View, numbers: Caption): strin
   const whole =
     isWhole(graph, view) && view.compare === null && (view.root ?? graph.document.target) === graph.document.target;
   const all = whole && numbers.ofKernels > 0 && numbers.kernels >= numbers.ofKernels;
-  const alone = all || numbers.r2Drawn === null ? "" : `, alone R\u00b2 ${decimal(numbers.r2Drawn)}`;
+  const alone = all || numbers.r2Drawn === null ? "" : `, alone R² ${decimal(numbers.r2Drawn)}`;
   const filters = `${count(numbers.filters)} of ${plural(numbers.ofFilters, "filter")} drawn${alone}`;
   const drawing = all ? `all ${plural(numbers.ofKernels, "kernel")} drawn` : filters;
   const r2 = ({ fidelity: of }: Variant) => {
     if (!of) return "not measured";
     const value = decisive(of);
-    return `R\u00b2 ${value === null ? "not defined" : decimal(value)}`;
+    return `R² ${value === null ? "not defined" : decimal(value)}`;
   };
   if (view.compare !== null) {
     const both = [view.variant, view.compare].map(
@@ -112,7 +112,7 @@ export function figureCaption(graph: Graph, view: View, numbers: Caption): strin
   return `${verdict}: ${kept}; ${drawing}.`;
 }
 
-/** Whether R\u00b2 away from the border decides, and that of the random circuit and of the average map there. */
+/** Whether R² away from the border decides, and that of the random circuit and of the average map there. */
 function baselinesOf(of: Fidelity): [inside: boolean, random: number | null, average: number | null] {
   const inside = of.r2Interior !== null && decisive(of) === of.r2Interior;
   const random = decisiveOf(of, "random"); // fitted as the circuit was
@@ -125,7 +125,7 @@ function rivalOf({ controls }: Fidelity, name: Rival["name"]): Rival | undefined
   return controls?.rivals.find((rival) => rival.name === name);
 }
 
-/** R\u00b2 of a control where R\u00b2 of the circuit decides; null: not measured, or not defined. */
+/** R² of a control where R² of the circuit decides; null: not measured, or not defined. */
 function decisiveOf(of: Fidelity, name: Rival["name"]): number | null {
   const rival = rivalOf(of, name);
   return (of.interior === "unknown" ? rival?.r2 : rival?.r2Interior) ?? null;
@@ -146,17 +146,17 @@ function found({ fidelity, calibration }: Variant): string {
     : ", but not decided whether better than its controls";
 }
 
-/** R\u00b2 away from the border where it is known, else over all positions. */
+/** R² away from the border where it is known, else over all positions. */
 function decisive({ r2, r2Interior, interior }: Fidelity): number | null {
   return interior === "unknown" ? r2 : (r2Interior ?? r2);
 }
 
-/** Where R\u00b2 away from the border is of. */
+/** Where R² away from the border is of. */
 function middle({ interior }: Fidelity): string {
   return interior === "central" ? " in the middle" : " away from the border";
 }
 
-/** R\u00b2 over all positions, which decides too, where it is the lower one and a circuit does not keep its feature:
+/** R² over all positions, which decides too, where it is the lower one and a circuit does not keep its feature:
  *  ", 35 % over all positions". */
 function overall(of: Fidelity, text: (r2: number) => string): string {
   const value = decisive(of);
@@ -173,12 +173,12 @@ function part(r2: number | null): string {
   if (r2 === null) return "the feature is constant";
   return r2 >= 0.005
     ? `${Math.round(100 * r2)}\u00a0% of its variance`
-    : `none of its variance (R\u00b2\u00a0${decimal(r2)})`;
+    : `none of its variance (R²\u00a0${decimal(r2)})`;
 }
 
-/** A baseline's: "-3 %", or R\u00b2 where that would say nothing. */
+/** A baseline's: "-3 %", or R² where that would say nothing. */
 function share(r2: number): string {
-  return r2 < -1 ? `R\u00b2\u00a0${decimal(r2)}` : `${decimal(100 * r2, 0)}\u00a0%`;
+  return r2 < -1 ? `R²\u00a0${decimal(r2)}` : `${decimal(100 * r2, 0)}\u00a0%`;
 }
 
 function drawn(graph: Graph, view: View, numbers: Caption, fidelity: Fidelity | null): string {
@@ -192,7 +192,7 @@ function drawn(graph: Graph, view: View, numbers: Caption, fidelity: Fidelity | 
   return alone === null
     ? `${shows}.`
     : alone < 0.05
-      ? `${shows}; alone they do not reproduce it (R\u00b2\u00a0${decimal(alone)}).`
+      ? `${shows}; alone they do not reproduce it (R²\u00a0${decimal(alone)}).`
       : `${shows}; alone they keep ${share(alone)}.`;
 }
 
@@ -204,7 +204,7 @@ function lower(text: string): string {
   return text[0]!.toLowerCase() + text.slice(1);
 }
 
-/** R\u00b2 on held-out images, of circuits and of what they are compared with; null: not measured, or not defined. */
+/** R² on held-out images, of circuits and of what they are compared with; null: not measured, or not defined. */
 export interface R2Table {
   columns: { short: string; long: string }[];
   rows: { name: string; own: boolean; values: (number | null)[] }[];

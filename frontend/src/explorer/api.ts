@@ -611,7 +611,7 @@ export const api = {
   circuitFile: (id: string) => `${ROOT}/circuits/${id}/file`,
   /** A photograph or, as a square, a part of it. */
   thumb: (photo: string, width: number, box: Box | null = null) =>
-    `${ROOT}/thumb/${photo}?w=${width}${box ? `&box=${box.join()}` : ""}&of=${prepared}`,
+    `${ROOT}/thumb/${photo}?w=${width}${box ? `&box=${box.join()}` : ""}${prepared && `&of=${prepared}`}`,
   jobs: (signal?: AbortSignal) => get<Job[]>("/jobs", signal),
   submit: async (job: JobRequest): Promise<Job> => (await ask("/jobs", write("POST", job))).json(),
   cancel: async (id: string): Promise<Job> => (await ask(`/jobs/${id}`, { method: "DELETE" })).json(),

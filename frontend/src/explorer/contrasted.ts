@@ -1,14 +1,11 @@
-/** What the page knows for a circuit's diagram: what it is painted by on two photographs, and its unit's picture. */
+/** A circuit on two photographs: what its diagram is painted by, and what differs most. */
 
 import { signal } from "@preact/signals";
-import type { Contrast as Paint, TargetPicture } from "../app/source.js";
+import type { Contrast as Paint } from "../app/source.js";
 import type { Contrast } from "./api.js";
 
 /** The circuit whose diagram is painted by two photographs, and what its parts do on them. */
 export const contrasted = signal<{ of: string; value: Paint } | null>(null);
-
-/** The circuit whose unit has a feature picture, and that. */
-export const pictured = signal<{ of: string; value: TargetPicture } | null>(null);
 
 /** What each part does on both photographs, to look up. */
 export function paintOf({ layers }: Contrast): Paint {

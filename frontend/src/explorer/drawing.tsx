@@ -1,10 +1,11 @@
 /** The diagram of a document of the API, in a page. */
 
+import { signal } from "@preact/signals";
 import { useEffect, useRef, useState } from "preact/hooks";
-import { type Part, pageSource, type Source } from "../app/source.js";
+import { type Part, pageSource, type Source, type TargetPicture } from "../app/source.js";
 import { plain } from "../core/text.js";
 import type { Ablation, JobRequest } from "./api.js";
-import { contrasted, pictured } from "./contrasted.js";
+import { contrasted } from "./contrasted.js";
 import { type Trouble, withNotes } from "./filters.js";
 import { canWrite, circuits } from "./live.js";
 import { Both } from "./note.js";
@@ -12,6 +13,9 @@ import { ablationText, progress } from "./text.js";
 import { theme } from "./theme.js";
 import { Problem } from "./ui.js";
 import { ended, Work } from "./work.js";
+
+/** The feature picture of a circuit's unit, which its diagram shows too; null: there is none. */
+export const pictured = signal<{ of: string; value: TargetPicture } | null>(null);
 
 /** The document of the API, with the view in the page's hash. The page around owns the keys and the colors.
  *

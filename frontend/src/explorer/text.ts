@@ -22,7 +22,7 @@ export function shareText(share: number | null): string {
   return share === null ? NOT_MEASURED : percent(share);
 }
 
-/** R\u00b2 as other places write it: ".83". */
+/** R² as other places write it: ".83". */
 export function r2Text(r2: number | null): string {
   if (r2 === null) return NOT_MEASURED;
   return decimal(r2).replace(/^(\u2212?)0\./, "$1.");
@@ -46,7 +46,7 @@ export const MEASURE_NAMES: Record<Measure, string> = {
   active: "share active",
   sparsity: "sparsity",
   at_border: "border share",
-  average_map_r2: "average map R\u00b2",
+  average_map_r2: "average map R²",
   rectified_variance: "variance above 0",
   highest: "highest value",
 };
@@ -243,7 +243,7 @@ export function wanted(of: Record<string, unknown>): string {
       : typeof of.kernels === "number"
         ? plural(of.kernels, "kernel")
         : typeof of.reach_r2 === "number"
-          ? `reaching R\u00b2 ${r2Text(of.reach_r2)}`
+          ? `reaching R² ${r2Text(of.reach_r2)}`
           : of.drawable
             ? "that can be drawn whole"
             : "";

@@ -51,7 +51,6 @@ function readColors() {
   inks = { ground: color("--ground"), ink: color("--ink"), soft: color("--soft"), none: color("--none") };
 }
 
-
 /** Read the colors, and call back whenever they are others. */
 function followColors(changed) {
   const read = () => {
