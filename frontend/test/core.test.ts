@@ -1013,6 +1013,8 @@ test("the verdict in one sentence and the table say no more than what was measur
   Object.assign(circuit!.fidelity!, { verdict: "does not keep", r2Interior: -0.4, foundOn: true });
   circuit!.fidelity!.drawn!.r2 = -0.1;
   assert.doesNotMatch(of().said, /over all positions/); // the lower one is said already
+  Object.assign(circuit!.fidelity!, { r2: 0.417, r2Interior: 0.422 });
+  assert.doesNotMatch(of().said, /over all positions/); // 42 %, too
   Object.assign(circuit!.fidelity!, { r2: 0.35, r2Interior: 0.42 });
   holds(of().said, ": 42 % of its variance away from the border, 35 % over all positions, on the very 40 images");
   holds(figure().join(" "), ": R\u00b2 0.42 away from the border, 0.35 over all positions, on the 40 images");

@@ -161,7 +161,7 @@ function middle({ interior }: Fidelity): string {
 function overall(of: Fidelity, text: (r2: number) => string): string {
   const value = decisive(of);
   const lower = of.verdict !== "keeps" && of.r2 !== null && value !== null && of.r2 < value;
-  return lower ? `, ${text(of.r2!)} over all positions` : "";
+  return lower && text(of.r2!) !== text(value) ? `, ${text(of.r2!)} over all positions` : "";
 }
 
 function closed(text: string): string {
