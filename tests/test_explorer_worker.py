@@ -489,6 +489,24 @@ def test_a_result_that_cannot_be_recorded_fails_its_job_and_ends_nothing_else(ex
     json.dumps([job.as_dict() for job in jobs.all()], allow_nan=False)
 
 
+def test_a_job_is_never_seen_while_it_ends(explorer, monkeypatch):
+    """Its result is recorded when its state is set already, and then it may turn out that it failed."""
+    jobs, seen = explorer.jobs, []
+    look = threading.Thread(target=lambda: seen.extend(jobs.states([job])))
+
+    def record(self, state):
+        look.start()
+        look.join(0.1)  # in which it would see the job
+        raise ValueError("not finite")
+
+    monkeypatch.setattr(Store, "write_job", record)
+    job = jobs._jobs["1"] = Job("1", "put_back", {})
+    jobs._running = [job]
+    jobs._message("done", "1", {"kl": 1.0})
+    look.join()
+    assert [(state["state"], state["result"]) for state in seen] == [("failed", None)]
+
+
 def test_jobs_go_by_turns_and_only_what_is_done_now_is_ended_for_its_sake(explorer, monkeypatch):
     jobs, sent = explorer.jobs, []
     jobs.about = {"key": "k", "basis": "b"}

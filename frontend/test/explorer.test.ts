@@ -20,7 +20,7 @@ import { findJob, sizedJob } from "../src/explorer/ask.js";
 import { chart, measureOf } from "../src/explorer/chart.js";
 import { differing, paintOf } from "../src/explorer/contrasted.js";
 import { isChanged, readAgain } from "../src/explorer/draft.js";
-import { withAnswer, withJob } from "../src/explorer/live.js";
+import { answered, cancel, hear, jobs, withJob } from "../src/explorer/live.js";
 import {
   circuitPlace,
   formatRoute,
@@ -353,13 +353,42 @@ test("a job's event replaces what was known of it, or adds it before the others"
   assert.deepEqual(withJob([other], JOB), [JOB, other]);
 });
 
-test("an answer that comes after the event of a job's end does not make it wait again", () => {
-  const waiting = { ...JOB, state: "queued", created: 5, ended: null } as Job;
-  const failed = { ...waiting, state: "failed", ended: 6 } as Job;
-  assert.deepEqual(withAnswer([failed], waiting), [failed]);
-  assert.deepEqual(withAnswer([waiting], failed), [failed]);
-  const anew = { ...waiting, created: 7 };
-  assert.deepEqual(withAnswer([failed], anew), [anew]);
+/** A promise, and what fulfils it. */
+function awaited<T>() {
+  let resolve!: (value: T) => void;
+  const promise = new Promise<T>((fulfil) => {
+    resolve = fulfil;
+  });
+  return { promise, resolve };
+}
+
+test("what events told while an answer was on its way is not undone by it", async () => {
+  const before = { ...JOB, done: 9 } as Job;
+  const cancelled = { ...JOB, state: "cancelled", ended: 6 } as Job;
+  const other = { ...JOB, id: "f".repeat(16) };
+  for (const told of [[], [before], [before, cancelled], [other, cancelled]]) {
+    hear(before);
+    const { promise, resolve } = awaited<Job[]>();
+    const asked = answered(promise);
+    for (const job of told) hear(job);
+    resolve([JOB]);
+    const known = (await asked).find(({ id }) => id === JOB.id);
+    assert.deepEqual(known, told.includes(cancelled) ? cancelled : told.includes(before) ? before : JOB);
+    hear(other); // after the answer: it is of no concern to it
+  }
+});
+
+test("a job whose end is told before the answer to its cancellation has ended", async (context) => {
+  const running = { ...JOB, state: "running" } as Job;
+  const ended = { ...JOB, state: "cancelled", ended: 6 } as Job;
+  const { promise, resolve } = awaited<Response>();
+  context.mock.method(globalThis, "fetch", () => promise);
+  jobs.value = [running];
+  const asked = cancel(running);
+  hear(ended);
+  resolve(new Response(JSON.stringify(running)));
+  await asked;
+  assert.deepEqual(jobs.value, [ended]);
 });
 
 test("the form asks for what can be found, and says what cannot", () => {

@@ -42,11 +42,31 @@ export function withJob(all: readonly Job[], job: Job): Job[] {
   return at < 0 ? [job, ...all] : all.with(at, job);
 }
 
-/** Jobs with one as an answer has it, unless events were quicker to say that it has ended since. */
-export function withAnswer(all: readonly Job[], job: Job): Job[] {
-  const known = all.find(({ id }) => id === job.id);
-  const ended = known && known.ended !== null && known.created >= job.created && job.ended === null;
-  return ended ? [...all] : withJob(all, job);
+/** For each answer that is waited for, the jobs that events have told of since it was asked for. */
+const told = new Set<Job[]>();
+
+/** Takes a job as an event has it. Events come in order, so what one says replaces what was known. */
+export function hear(job: Job): void {
+  jobs.value = withJob(jobs.value ?? [], job);
+  for (const since of told) since.push(job);
+}
+
+/** Jobs as an answer has them, or as events do that came meanwhile: the answer may be older than these. */
+export async function answered(asked: Promise<Job[]>): Promise<Job[]> {
+  const since: Job[] = [];
+  told.add(since);
+  try {
+    return since.reduce(withJob, await asked);
+  } finally {
+    told.delete(since);
+  }
+}
+
+/** Takes the job of an answer. */
+async function take(asked: Promise<Job>): Promise<Job> {
+  const job = (await answered(asked.then((job) => [job]))).at(-1) as Job; // others are added before it
+  jobs.value = withJob(jobs.value ?? [], job);
+  return job;
 }
 
 /** Fetches the latest of something, of several calls in a row only once more. */
@@ -94,9 +114,12 @@ const fetchCircuits = latest(api.circuits, (value) => {
   circuits.value = value;
   version.circuits.value++;
 });
-const fetchJobs = latest(api.jobs, (value) => {
-  jobs.value = value;
-});
+const fetchJobs = latest(
+  () => answered(api.jobs()),
+  (value) => {
+    jobs.value = value;
+  },
+);
 const fetchNotes = latest(api.allNotes, (value) => {
   notes.value = value;
 });
@@ -115,9 +138,7 @@ export function live(): () => void {
       version.index.value++;
       version.notes.value++;
     },
-    job(job: Job) {
-      jobs.value = withJob(jobs.value ?? [], job);
-    },
+    job: hear,
     index() {
       fetchModel();
       fetchLayers();
@@ -154,15 +175,13 @@ export function live(): () => void {
 }
 
 /** Asks for a job, and knows it at once. */
-export async function submit(request: JobRequest): Promise<Job> {
-  const job = await api.submit(request);
-  jobs.value = withAnswer(jobs.value ?? [], job);
-  return job;
+export function submit(request: JobRequest): Promise<Job> {
+  return take(api.submit(request));
 }
 
 export async function cancel(job: Job): Promise<void> {
   try {
-    jobs.value = withAnswer(jobs.value ?? [], await api.cancel(job.id));
+    await take(api.cancel(job.id));
   } catch (error) {
     message.value = (error as Error).message;
   }
