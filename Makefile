@@ -8,6 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed-$(notdir $(CONSTRAINTS))
 # The extras to install: with all in one run of pip, versions are chosen once.
 EXTRAS ?= dev
+WORKERS ?= 3
 ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
 endif
@@ -63,14 +64,15 @@ check: lint quick
 quick: setup frontend/node_modules/.package-lock.json
 	$(BIN)/python tools/needs.py chromium
 	cd frontend && npm run --silent test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'smoke or not (zoo or browser or demo or oracle or slow)'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'smoke or not (zoo or browser or demo or oracle or slow)'
 
-# The tests run the page in a Chromium and the renderer in Node.js. Two workers with one thread each do not wait for one
-# another, as threads of torch do in loops.
+# The tests run the page in a Chromium and the renderer in Node.js, servers and commands: a worker that waits for them
+# leaves its core to another, so there is one more worker than cores. Each has one thread: threads of torch wait for one
+# another in loops.
 test: setup frontend/node_modules/.package-lock.json
 	$(BIN)/python tools/needs.py chromium
 	cd frontend && npm run --silent test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: setup frontend/node_modules/.package-lock.json
 	$(BIN)/ruff check .
