@@ -129,7 +129,7 @@ def test_a_histogram_does_not_depend_on_the_order_of_values_or_their_batches(par
     maps[::2, 4] = 0  # whose bins must not be as wide as if it were never small
     whole, pieces = Histogram(5, (3, 2)), Histogram(5, (3, 2))
     whole.add(maps)
-    monkeypatch.setattr("convcircuits.maps.units._IN_CACHE", 5)  # a row of a unit at once
+    monkeypatch.setattr("convcircuits.maps.sums._IN_CACHE", 5)  # a row of a unit at once
     for some in maps[torch.randperm(7, generator=generator)].chunk(parts):
         pieces.add(some)
     assert torch.equal(whole.counts, pieces.counts)

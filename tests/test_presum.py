@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from convcircuits import loops
 from convcircuits.circuits import presum
 from convcircuits.network.calls import Lattice
 
@@ -189,11 +190,11 @@ def test_what_is_not_finite_is_not_hidden(bad, path):
 
 
 def test_the_loop_is_for_float_and_double_where_numba_is_installed(monkeypatch):
-    assert [presum.has_loop(torch.zeros(1, dtype=dtype)) for dtype in (torch.float32, torch.float64)] == [True, True]
-    assert not presum.has_loop(torch.zeros(1, dtype=torch.bfloat16))
-    assert not presum.has_loop(torch.zeros(1, device="meta"))
+    assert [loops.has_loops(torch.zeros(1, dtype=dtype)) for dtype in (torch.float32, torch.float64)] == [True, True]
+    assert not loops.has_loops(torch.zeros(1, dtype=torch.bfloat16))
+    assert not loops.has_loops(torch.zeros(1, device="meta"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not presum.has_loop(torch.zeros(1))
+    assert not loops.has_loops(torch.zeros(1))
 
 
 @pytest.mark.parametrize("wrong", ["positions", "offset", "size", "filters"])

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import convcircuits as cc
-import convcircuits.maps.units as module
+from convcircuits.maps import sums
+from convcircuits.maps.interior import Interior
 from convcircuits.maps.units import UnitStatistics, choose_unit, units
 from convcircuits.zoo.images import crops, sample_photographs, split_photographs
 from convcircuits.zoo.models import load_model
@@ -76,9 +77,17 @@ def slowly(maps, interior, photographs):
 
 
 @pytest.mark.parametrize("photographs", [PHOTOGRAPHS, None])
-@pytest.mark.parametrize(("batch_size", "cache"), [(1, 2**17), (3, 2**17), (16, 2**17), (3, 100), (16, 400), (3, 1)])
-def test_statistics_are_those_of_slow_loops(photographs, batch_size, cache, monkeypatch):
-    monkeypatch.setattr(module, "_IN_CACHE", cache)
+@pytest.mark.parametrize(
+    ("batch_size", "cache", "by_torch"),
+    [
+        *((1, 2**17, 2**60), (3, 2**17, 2**60), (16, 2**17, 2**60), (3, 100, 2**60), (16, 400, 2**60), (3, 1, 2**60)),
+        *((1, 2**17, 0), (3, 2**17, 0), (3, 2**17, 1)),  # the loop, also after one batch by torch
+    ],
+)
+def test_statistics_are_those_of_slow_loops(photographs, batch_size, cache, by_torch, monkeypatch):
+    monkeypatch.setattr(sums, "_IN_CACHE", cache)
+    monkeypatch.setattr(sums, "COMPILED_AFTER", by_torch)
+    monkeypatch.setattr(sums.Sums, "by_torch", 0)
     model, images = net(), some_images()
     interior = ~touched_by_padding(model, images)
     assert 0 < interior.sum() < interior.numel()
@@ -88,6 +97,25 @@ def test_statistics_are_those_of_slow_loops(photographs, batch_size, cache, monk
     for one in found:
         expected = slowly(maps[:, one.unit], interior, photographs or range(len(images)))
         assert {name: getattr(one, name) for name in expected} == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 7, 3, 9), (2, 1, 40, 50), (3, 4, 1, 1)])
+def test_the_loop_sums_what_torch_sums_on_any_number_of_threads(dtype, shape, monkeypatch):
+    maps = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    rows, columns = (torch.arange(length) % 4 != 1 for length in shape[2:])
+    interior = Interior((rows[:, None] & columns).flatten(), True, 1, shape[2:], (1, 1), (9, 9))
+    found = []
+    for by_torch, threads in ((2**60, 1), (0, 1), (0, 3)):
+        monkeypatch.setattr(sums, "COMPILED_AFTER", by_torch)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        one = sums.Sums(interior, shape[1])
+        for _ in range(2):
+            one.add(maps.flatten(2))
+        found.append((one.total, one.columns))
+    for total, columns in found[1:]:
+        torch.testing.assert_close(total, found[0][0], rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(columns, found[0][1], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -5,10 +5,7 @@ writing them. If numba is installed, a compiled loop keeps z in registers and ta
 itself; matrix products in chunks take five to ten times as long.
 """
 
-import importlib.util
-import itertools
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -16,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from convcircuits.loops import on_all_threads
 from convcircuits.network.calls import Lattice
 
 Reads = list[tuple[Float[Tensor, "g i k p"], Float[Tensor, "g o p"]]]
@@ -50,12 +48,6 @@ def absolute_sums(
     return total.transpose(1, 2)
 
 
-def has_loop(weights: Tensor) -> bool:
-    """Return whether ``absolute_sums_of_lattice`` computes with such weights: on a CPU, with numba installed."""
-    fits = weights.device.type == "cpu" and weights.dtype in (torch.float32, torch.float64)
-    return fits and importlib.util.find_spec("numba") is not None
-
-
 def absolute_sums_of_lattice(
     lattice: Lattice, weights: Float[Tensor, "g o i k"], memory: int
 ) -> Float[Tensor, "g o i"]:
@@ -63,7 +55,7 @@ def absolute_sums_of_lattice(
 
     Args:
         lattice: What the kernels read, and the gradient g.
-        weights: The weights, of a dtype and device for which there ``has_loop``.
+        weights: The weights, of a dtype and device that ``loops.has_loops`` takes.
         memory: Bytes that fit a core's cache.
 
     Returns:
@@ -85,13 +77,7 @@ def absolute_sums_of_lattice(
     block = max(1, memory // _BLOCKS // (out * weights.element_size()) // step) * step
     given = (lattice.reads, torch.tensor(lattice.offsets), quads, lattice.gradient.abs(), sums)
     arrays: Any = [one.contiguous().numpy() for one in given]
-    rows = groups * inputs
-    threads = min(torch.get_num_threads(), rows)
-    bounds = [rows * t // threads for t in range(threads + 1)]
-    add: Any = presum_loop.add
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(lambda span: add(*arrays, block, *span), itertools.pairwise(bounds)):
-            pass  # an error in a thread is raised here
+    on_all_threads(presum_loop.add, [*arrays, block], rows=groups * inputs)
     return sums.transpose(1, 2)
 
 

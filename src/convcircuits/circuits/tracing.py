@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from convcircuits.circuits.presum import absolute_sums, absolute_sums_of_lattice, has_loop
+from convcircuits.circuits.presum import absolute_sums, absolute_sums_of_lattice
 from convcircuits.errors import ConvCircuitsError, option
+from convcircuits.loops import has_loops
 from convcircuits.maps.interior import Positions
 from convcircuits.network.batches import Batches, Progress
 from convcircuits.network.calls import ConvCall, KernelCall
@@ -137,7 +138,7 @@ class Layer:
             elif weights.shape[3] == 1:  # |w x g| = |w| |x| |g|, summed as a weight gradient is
                 sizes = replace(call, x=call.x.abs()).weight_gradient(gradient.abs()).flatten(2)
                 parts.append(sizes * weights[..., 0].abs())
-            elif isinstance(call, ConvCall) and has_loop(weights):
+            elif isinstance(call, ConvCall) and has_loops(weights):
                 parts.append(self._absolute_sums_of_conv(call, gradient, weights))
             else:
                 parts.append(self._absolute_sums_of_calls(calls))

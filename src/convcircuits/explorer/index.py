@@ -23,8 +23,9 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer.layer_file import INDEX, index_file
 from convcircuits.files import write_whole
 from convcircuits.maps.interior import Positions
+from convcircuits.maps.sums import Sums, parts_in_cache
 from convcircuits.maps.top import Ranking
-from convcircuits.maps.units import Sums, all_units, parts_in_cache
+from convcircuits.maps.units import UnitStatistics, all_units
 from convcircuits.network.batches import Batches
 from convcircuits.network.capture import Network
 from convcircuits.storage import sealed
@@ -162,7 +163,7 @@ class LayerTally:
 
     def content(self, about: Mapping[str, Any]) -> bytes:
         """Return the content of the layer's file of the index."""
-        statistics = [one.as_dict() for one in self.sums.statistics()]
+        statistics = [UnitStatistics(**one).as_dict() for one in self.sums.statistics()]
         pool = self.inside.pool()
         height, width = self.interior.map
         rows, columns = (spans.int() for spans in self.inside.positions.fields(self._shape)[0].spans())

@@ -4,18 +4,18 @@ The rule considers no circuit, so that no unit is chosen because its circuit doe
 """
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from convcircuits.cards import card
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.frames import frame
-from convcircuits.maps.interior import FEWEST, Interior, Positions, highest_of
+from convcircuits.maps.interior import FEWEST, Positions
+from convcircuits.maps.sums import Sums
 from convcircuits.maps.top import Ranking, full_maps, names_of
 from convcircuits.network.batches import Batches, Images, Progress
 from convcircuits.network.capture import Network
@@ -38,12 +38,6 @@ ACTIVE_IMAGES = 0.5
 
 AVERAGE_MAP = 0.1
 """R2 of the average map must be below this."""
-
-_IN_CACHE = 2**17
-"""Number of values, in double precision, that stay in a core's cache."""
-
-_ROUNDING = 1e-12
-"""A variance below this share of the mean square may come from rounding: the unit is constant as far as sums tell."""
 
 RULE = (
     "the unit whose rectified map varies most inside, of those (1) that are above zero, so that a ReLU passes them, at "
@@ -257,7 +251,8 @@ def units(
         raise ConvCircuitsError(
             f"There are {done} images but {len(photographs)} photographs; give one photograph for each image."
         )
-    return Units(sums.statistics(), ranking.top(batches, names_of(images) if names is None else names))
+    statistics = (UnitStatistics(**one) for one in sums.statistics())
+    return Units(statistics, ranking.top(batches, names_of(images) if names is None else names))
 
 
 def choose_unit(statistics: Sequence[UnitStatistics]) -> UnitStatistics:
@@ -272,161 +267,6 @@ def choose_unit(statistics: Sequence[UnitStatistics]) -> UnitStatistics:
             f"None of the {len(statistics)} units satisfies the rule: {RULE}. Name a unit yourself."
         )
     return max(allowed, key=lambda one: one.rectified_variance)
-
-
-class Sums:
-    """Sums over images for each unit, from which all statistics follow, (U,), and the summed map of each, (U, P).
-
-    Args:
-        interior: The interior of the units' maps.
-        units: Number of units.
-
-    Attributes:
-        images: Number of images so far.
-    """
-
-    _COLUMNS = (
-        "active",
-        "squares",
-        "squares_inside",
-        "rectified",
-        "rectified_squares",
-        "active_images",
-        "values",
-        "value_squares",
-        "at_border",
-        "highest",
-    )
-
-    def __init__(self, interior: Interior, units: int) -> None:
-        self.interior, self.central, self.images = interior.mask, not interior.inside, 0
-        self._map, (rows, self._columns) = interior.map, interior.window
-        self._rows = torch.zeros(interior.map[0], dtype=torch.double)
-        self._rows[rows] = 1
-        self.total = torch.zeros(units, len(interior.mask), dtype=torch.double)
-        self.columns = torch.zeros(len(self._COLUMNS), units, dtype=torch.double)
-        self.columns[-1] = -math.inf
-        self.by_photograph: dict[Hashable, Tensor] = {}
-        self.crops: dict[Hashable, int] = {}
-
-    def add(
-        self,
-        maps: Float[Tensor, "n u p"],
-        photographs: Sequence[Hashable] | None = None,
-        highest: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        """Add the maps of some images.
-
-        Args:
-            maps: The flattened maps, on the CPU.
-            photographs: The photograph that each image is a crop of; None if each is its own.
-            highest: The highest value of each map and its first position, (n, u) each, if they are known.
-        """
-        self.images += len(maps)
-        active, squares, squares_inside, rectified, rectified_squares, *of_images = self.columns
-        active_images, values, value_squares, at_border, highest_so_far = of_images
-        folded = maps.reshape(*maps.shape[:2], *self._map)
-        value, place = highest_of(folded) if highest is None else highest
-        value = value.double()
-        torch.maximum(highest_so_far, value.amax(0), out=highest_so_far)
-        active_images += (value > 0).sum(0)
-        values += value.clamp_min(0).sum(0)
-        value_squares += value.clamp_min(0).square().sum(0)
-        at_border += (~self.interior[place]).sum(0)
-        total = self.total.view(-1, *self._map)
-        for some, where, part in parts_in_cache(folded):
-            rows = self._rows[where]
-            total[some, where] += part.sum(0)
-            squares[some] += _squares(part.flatten(2)).sum(0)
-            squares_inside[some] += (_squares(part[..., self._columns]) @ rows).sum(0)
-            part.clamp_min_(0)
-            rectified[some] += (part[..., self._columns].sum(3) @ rows).sum(0)
-            rectified_squares[some] += (_squares(part[..., self._columns]) @ rows).sum(0)
-            active[some] += part.sign_().sum((0, 2, 3))
-        for photograph, one in zip(() if photographs is None else photographs, maps, strict=False):
-            self.by_photograph[photograph] = self.by_photograph.get(photograph, 0) + one.double()
-            self.crops[photograph] = self.crops.get(photograph, 0) + 1
-
-    def statistics(self) -> Iterator[UnitStatistics]:
-        """Yield the statistics of each unit.
-
-        Raises:
-            ConvCircuitsError: If all images are of one photograph.
-        """
-        if self.images < 2 or len(self.by_photograph) == 1:
-            raise ConvCircuitsError("All images are of one photograph; give images of at least two.")
-        n, inside, positions = self.images, self.interior, self.total.shape[1]
-        active, squares, squares_inside, rectified, rectified_squares, *of_images = self.columns
-        active_images, values, value_squares, at_border, highest = of_images
-        within = int(inside.sum())
-        mean = self.total.mean(1) / n
-
-        def spread(squares: Tensor, total: Tensor, count: int) -> Tensor:  # around the one mean
-            return squares - 2 * mean * total.sum(1) + n * count * mean.square()
-
-        variance = spread(squares, self.total, positions)
-        constant = variance <= _ROUNDING * squares
-        share = spread(squares_inside, self.total[:, inside], within) / variance
-        evenness = (values / n).square() / (value_squares / n)
-        figures = {
-            "active": active / positions / n,
-            "active_images": active_images / n,
-            "highest": highest,
-            "sparsity": ((1 - evenness) / (1 - 1 / n)).clamp_min(0),
-            "at_border": torch.full_like(mean, math.nan) if self.central else at_border / n,
-            "inside": share.masked_fill(constant, math.nan),
-            "interior": inside.double().mean().expand(len(mean)),
-            "average_map_r2": (1 - self._missed(squares) / variance).masked_fill(constant, math.nan),
-            "rectified_variance": (rectified_squares / within / n - (rectified / within / n).square()).clamp_min(0),
-        }
-        columns = {name: values.tolist() for name, values in figures.items()}
-        for unit in range(len(mean)):
-            yield UnitStatistics(unit, **{k: v[unit] for k, v in columns.items()}, central=self.central)
-
-    def _missed(self, squares: Tensor) -> Float[Tensor, "u"]:
-        """Return the squared error of the average map of other photographs, summed over images and positions."""
-        n = self.images
-        if not self.by_photograph:  # each image is its own: it is left out of the mean in closed form
-            return (squares - self.total.square().sum(1) / n) * (n / (n - 1)) ** 2
-        missed = squares.clone()
-        for photograph, own in self.by_photograph.items():
-            count = self.crops[photograph]
-            others = (self.total - own) / (n - count)
-            missed += (count * others.square() - 2 * others * own).sum(1)
-        return missed
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the sums so far, to go on from them; images must be their own photographs."""
-        return {"total": self.total, "columns": self.columns}
-
-    def resume(self, state: Mapping[str, Tensor], images: int) -> None:
-        """Go on from the sums of some images."""
-        self.total, self.columns, self.images = state["total"], state["columns"], images
-
-
-def parts_in_cache(
-    maps: Float[Tensor, "n u h w"],
-) -> Iterator[tuple[slice, slice, Float[Tensor, "n some where w"]]]:
-    """Yield maps in parts that stay in a core's cache, so that many sums of them take a fraction of the time.
-
-    Each part is some units, some rows, and their values on all images in double precision. These may be changed; the
-    next part overwrites them.
-    """
-    images, units, height, width = maps.shape
-    few = max(1, _IN_CACHE // max(1, images * height * width))
-    tall = max(1, min(height, _IN_CACHE // max(1, images * width)))
-    room = torch.empty(images * few * tall * width, dtype=torch.double)  # new memory would take longer than the sums
-    for unit in range(0, units, few):
-        for row in range(0, height, tall):
-            some, where = slice(unit, unit + few), slice(row, row + tall)
-            part = maps[:, some, where]
-            yield some, where, room[: part.numel()].view(part.shape).copy_(part)
-
-
-def _squares(values: Float[Tensor, "*some p"]) -> Float[Tensor, "*some"]:
-    """Return the sum of the squares of the last dimension."""
-    norm: Tensor = torch.linalg.vector_norm(values, dim=-1)  # which, unlike a sum, stores no squares
-    return norm.square_()
 
 
 def all_units(

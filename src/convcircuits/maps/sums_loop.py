@@ -1,0 +1,43 @@
+"""The compiled loop of ``Sums``. The module imports numba, so it is only imported where that is."""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+_BLOCK = 1024  # positions whose sums over images stay in a core's fastest cache
+
+
+@njit(nogil=True, fastmath={"contract", "nsz", "reassoc"})  # sums in any order, or no vectors are used; NaN remains NaN
+def add(maps: Any, interior: Any, total: Any, columns: Any, start: int, stop: int) -> None:
+    """Add the maps of some images to the sums of some units. Nothing is checked.
+
+    Args:
+        maps: The maps, (n, u, p).
+        interior: 1 at interior positions, else 0, (p,).
+        total: The summed map of each unit, (u, p), in double precision.
+        columns: The first five sums of ``Sums.columns``, (5 or more, u), in double precision.
+        start: The first unit.
+        stop: The unit after the last one.
+    """
+    images, _, positions = maps.shape
+    for unit in range(start, stop):
+        active, squares, squares_inside, rectified, rectified_squares = 0.0, 0.0, 0.0, 0.0, 0.0
+        for begin in range(0, positions, _BLOCK):
+            weight, summed = interior[begin : begin + _BLOCK], total[unit, begin : begin + _BLOCK]
+            for image in range(images):
+                values = maps[image, unit, begin : begin + _BLOCK]
+                for p in range(len(values)):
+                    value, inside = np.float64(values[p]), weight[p]
+                    summed[p] += value
+                    squares += value * value
+                    squares_inside += value * value * inside
+                    active += 1.0 if value > 0 else 0.0
+                    positive = (value if value > 0 else 0.0) * inside
+                    rectified += positive
+                    rectified_squares += value * positive
+        columns[0, unit] += active
+        columns[1, unit] += squares
+        columns[2, unit] += squares_inside
+        columns[3, unit] += rectified
+        columns[4, unit] += rectified_squares
