@@ -14,6 +14,7 @@ import torch
 from hypothesis import settings
 
 from convcircuits.circuits import evaluation, scoring
+from convcircuits.cli import console
 from convcircuits.compiler import extraction
 from convcircuits.drawing import pictures
 from convcircuits.network.capture import Network
@@ -80,6 +81,14 @@ def quick_feature_pictures():
     pictures.TARGET_STEPS = steps
 
 
+@pytest.fixture(autouse=True, scope="session")
+def commands_say_nothing_of_their_progress():
+    """Else what is on standard error depends on how slow the machine is. Tests of progress set this themselves."""
+    every, console.EVERY = console.EVERY, 1e6
+    yield
+    console.EVERY = every
+
+
 @pytest.fixture
 def sizes_are_tried_once(monkeypatch):
     """Whether a model takes images of any size, which is half of an extraction, is found once for all its circuits."""
@@ -128,3 +137,4 @@ def pytest_collection_finish():
     """Leave what is loaded out of garbage collections: torch, thousands of tests, all of which stay."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)  # else collections take a twentieth of the time

@@ -127,8 +127,6 @@ def files():
 def run(monkeypatch, capsys):
     """Run ``main`` as the installed script does: exit code, standard output, standard error."""
 
-    monkeypatch.setattr(console, "EVERY", 1e6)  # however slow the machine is, nothing is said of how far the work is
-
     def run(line):
         monkeypatch.setattr(sys, "argv", ["convcircuits", *shlex.split(line)])
         capsys.readouterr()
