@@ -48,5 +48,6 @@ if (process.argv[2] === "tests") {
     globalName: "convcircuits",
   });
   await ship("drawing/static/diagram.js", { entryPoints: ["src/app/main.ts"], ...preact });
+  await ship("drawing/static/map.js", { entryPoints: ["src/maps/main.tsx"], ...preact });
   await ship("explorer/static/explorer.js", { entryPoints: ["src/explorer/main.tsx"], ...preact });
 }

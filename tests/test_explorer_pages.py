@@ -76,12 +76,6 @@ def net():
 SLOW = {"kind": "find", "feature": "2:0", "density": 0.05, "criterion": "force", "options": ["steps=200"], "count": 6}
 WIDTHS = (1440, 1280, 800, 390)
 SQUARE = ((0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98))
-GROUND = "getComputedStyle(document.documentElement).backgroundColor"
-WHITE, BLACK = "rgb(255, 255, 255)", "rgb(21, 22, 26)"
-CHOSEN = """(theme) => {
-  localStorage.setItem("convcircuits-theme", theme);
-  dispatchEvent(new Event("storage"));
-}"""
 PAGES = {"light": ("", "l/2", "u/2/7"), "dark": ("l/2", "u/2/7")}
 
 pytestmark = pytest.mark.browser
@@ -461,6 +455,57 @@ def test_the_units_at_a_point_of_a_photograph(open_page):
     expect(page).to_have_url(re.compile(rf"/u/2/\d+\?photo={photo}$"))
 
 
+def maps(page, address):
+    """Look at the maps of a unit's ten photographs, which are in two groups, in every way. All ten stay chosen."""
+    expect(page).to_have_url(address)
+    expect(page.get_by_role("heading", level=1)).to_have_text("2 · unit 9 · its photographs")
+    expect(page.locator("nav.layers [aria-current=page]")).to_contain_text("2")
+    expect(page.get_by_role("complementary")).to_contain_text("None chosen")
+    chosen = page.locator(".thumbs img")
+    find = page.get_by_role("button", name="Find a circuit for them")
+    expect(find).to_be_disabled()
+    page.get_by_role("button", name="2", exact=True).click()
+    expect(page).to_have_url(f"{address}?at=2")
+    expect(page.locator(".said")).to_contain_text("2: the map holds")
+    canvas = page.locator(".plot canvas")
+    place = canvas.bounding_box()
+    corners = [(place["x"] + x * place["width"], place["y"] + y * place["height"]) for x, y in SQUARE]
+    page.mouse.move(*corners[0])
+    page.mouse.down()
+    for corner in corners[1:]:
+        page.mouse.move(*corner)
+    page.mouse.up()
+    expect(chosen).to_have_count(10)
+    everything = page.url
+    assert re.fullmatch(r"at=2&chosen=[0-9a-f]{80}", urlsplit(everything).query)
+    canvas.press("Escape")
+    expect(chosen).to_have_count(0)
+    expect(page).to_have_url(f"{address}?at=2")
+    canvas.press("ArrowRight")
+    strongest = page.locator(".card h3").text_content()
+    canvas.press(" ")
+    expect(chosen).to_have_count(1)
+    assert chosen.get_attribute("alt") == strongest
+    page.locator("[part=colors]").select_option("response")
+    expect(page).to_have_url(re.compile(r"\?at=2&colors=response&chosen=[0-9a-f]{8}$"))
+    for count in (1, 0, 10):
+        page.go_back()
+        expect(chosen).to_have_count(count)
+    expect(page).to_have_url(everything)
+    page.go_forward()
+    expect(chosen).to_have_count(0)
+    page.goto(f"{everything}00000000")
+    expect(page.get_by_text("1 photograph of this link is not on the map.")).to_be_visible()
+    page.goto(everything)
+    expect(chosen).to_have_count(10)
+    expect(page.locator("input[type=range]")).to_have_value("1")
+    for theme in ("dark", "system"):
+        page.get_by_role("combobox", name="colors").select_option(theme)
+        fits(page)
+    page.get_by_label("kernels to keep").select_option("0.2")
+    expect(find).to_be_enabled()
+
+
 def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     page = open_page()
     expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
@@ -484,22 +529,12 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     with done(page):
         page.locator("[part=trajectory]").click()
     page.get_by_role("link", name="Open the maps").click()
-    expect(page).to_have_url(f"{start}t/2/9")
-    for theme, ground in (("dark", BLACK), ("", WHITE)):
-        page.evaluate(CHOSEN, theme)
-        assert page.evaluate(GROUND) == ground
-        accessible(page)
-    place = page.locator("canvas").bounding_box()
-    corners = [(place["x"] + x * place["width"], place["y"] + y * place["height"]) for x, y in SQUARE]
-    page.mouse.move(*corners[0])
-    page.mouse.down()
-    for corner in corners[1:]:
-        page.mouse.move(*corner)
-    page.mouse.up()
-    expect(page.locator(".thumbs li").nth(3)).to_be_visible()
-    page.get_by_label("Kernels to keep").select_option("0.2")
-    page.get_by_role("button", name="Find a circuit for them").click()
-    page.get_by_role("link", name="A circuit for").click()
+    maps(page, f"{start}t/2/9")
+    with done(page):
+        page.get_by_role("button", name="Find a circuit for them").click()
+    found = page.locator(".own-jobs li").first
+    expect(found).to_contain_text("Found for 10 chosen photographs (density 0.2)")
+    found.get_by_role("link").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("2 unit 9")
     expect(page.get_by_text("It was found on whole photographs", exact=False)).to_be_visible()
 
@@ -613,21 +648,34 @@ def test_from_a_layer_to_its_atlas_and_to_a_circuit_of_it(open_page):
     page = open_page()
     start = page.url
     page.goto(f"{start}l/0")
-    page.get_by_role("combobox", name="colors").select_option("dark")
     page.get_by_role("link", name="small").click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Atlas of 0: 6 units")
-    page.wait_for_function(f"() => {GROUND} === '{BLACK}'")
-    accessible(page)
-    page.locator("select").nth(1).select_option("3")
+    title, panel = page.get_by_role("heading", level=1), page.get_by_role("complementary")
+    expect(title).to_have_text("0 · atlas of 6 units")
+    expect(page.locator("nav.layers [aria-current=page]")).to_contain_text("0")
+    expect(panel).to_contain_text("Units are placed by the two principal axes")
+    address = page.url
+    page.locator(".plot canvas").press("ArrowRight")
+    expect(page).to_have_url(f"{address}?unit=0")
+    page.locator("[part=unit]").select_option("3")
+    expect(panel.locator("h2").first).to_have_text("0:3")
+    page.locator("#hubs button").first.click()
+    expect(page.locator("#hubs [aria-pressed=true]")).to_have_count(1)
+    view = page.url
+    page.reload()
+    expect(page.locator("#hubs [aria-pressed=true]")).to_have_count(1)
+    expect(panel.locator("h2").first).to_have_text("0:3")
     expect(page.get_by_role("link", name="the unit")).to_have_attribute("href", "/u/0/3")
+    page.get_by_role("combobox", name="colors").select_option("dark")
+    fits(page)
     page.get_by_role("link", name="its circuit").click()
-    expect(page.get_by_role("heading", level=1)).to_contain_text("0 unit 3")
+    expect(title).to_contain_text("0 unit 3")
     page.go_back()
-    other = page.context.new_page()
-    other.goto(start)
-    other.get_by_role("combobox", name="colors").select_option("light")
-    page.wait_for_function(f"() => {GROUND} === '{WHITE}'")
-    page.get_by_role("link", name="the layer").click()
+    expect(page).to_have_url(view)
+    page.go_back()
+    expect(page.locator("#hubs [aria-pressed=true]")).to_have_count(0)
+    page.goto(f"{address}?unit=99")
+    expect(panel).to_contain_text("Unit 99 has no circuit here.")
+    title.get_by_role("link").click()
     expect(page).to_have_url(f"{start}l/0")
 
 

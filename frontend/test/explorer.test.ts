@@ -22,12 +22,14 @@ import { differing, paintOf } from "../src/explorer/contrasted.js";
 import { isChanged, readAgain } from "../src/explorer/draft.js";
 import { answered, cancel, hear, jobs, withJob } from "../src/explorer/live.js";
 import {
+  atlasPlace,
   circuitPlace,
   formatRoute,
   layerPlace,
   type Place,
   parseRoute,
   sameObject,
+  trajectoryPlace,
   unitPlace,
 } from "../src/explorer/route.js";
 import {
@@ -54,6 +56,7 @@ import {
   seconds,
   topText,
   usedFor,
+  withKeys,
 } from "../src/explorer/text.js";
 import { arrow, pagesOf, rowsOf } from "../src/explorer/window.js";
 import { jobOf } from "../src/explorer/work.js";
@@ -75,6 +78,10 @@ const PLACES: Place[] = [
   layerPlace("features.14"),
   { page: "layer", layer: "a/b c?d#é%2F", sort: "sparsity", lowest: true },
   unitPlace("layer4.1/conv2", 511),
+  trajectoryPlace("layer4.1/conv2#2", 3),
+  { ...trajectoryPlace("x", 0), at: "a/b&c", colors: "response", pictures: false, chosen: ["01234567", "89abcdef"] },
+  atlasPlace(ID),
+  { ...atlasPlace(ID), unit: 0, colors: "r2_random", kernel: "features.5[3,1]" },
   { ...unitPlace("x", 0), section: "top", padding: true, photo: ID, split: ID } as Place,
   { ...unitPlace("x", 0), section: "range", low: -0.5, high: 1e-7 } as Place,
 ];
@@ -100,6 +107,9 @@ test("what is no address of the explorer leads nowhere, and what is no view is l
     "/c/12",
     "/l/%E0%A4%A",
     "/jobs/1",
+    "/t/a",
+    "/t/a/x",
+    "/a/12",
   ])
     assert.equal(parseRoute(path, "").page, "nowhere", path);
   assert.deepEqual(parsed("/l/a?sort=evil&lowest=1"), { ...layerPlace("a"), lowest: true, weights: null });
@@ -108,6 +118,18 @@ test("what is no address of the explorer leads nowhere, and what is no view is l
     section: "median",
     weights: null,
   });
+  assert.deepEqual(parsed("/t/a/3?colors=evil&pictures=2&chosen=0123456"), {
+    ...trajectoryPlace("a", 3),
+    weights: null,
+  });
+  assert.deepEqual(parsed(`/a/${ID}?unit=-1&colors=group`), { ...atlasPlace(ID), weights: null });
+});
+
+test("photographs of a link are those whose ids begin so, and others are counted", () => {
+  const photos = ["0123456700000000", "89abcdef00000000", "89abcdef11111111"];
+  assert.deepEqual(withKeys(["01234567"], photos), [[0], 0]);
+  assert.deepEqual(withKeys(["ffffffff", "89abcdef"], photos), [[], 2]); // of none, and of two
+  assert.deepEqual(withKeys([], photos), [[], 0]);
 });
 
 test("the query is the view of one object", () => {

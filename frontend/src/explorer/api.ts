@@ -1,6 +1,8 @@
 /** All that the explorer knows of its server: routes, fields, errors and events. */
 
 import type { Part } from "../app/source.js";
+import type { AtlasData, UnitOfAtlas } from "../maps/atlas.js";
+import type { TrajectoryData } from "../maps/trajectory.js";
 
 export const ROOT = "/api/v1";
 
@@ -347,6 +349,15 @@ export interface Contrast {
   notes: string[];
 }
 
+/** A unit's photographs, placed layer by layer. */
+export interface TrajectoryOfUnit extends Omit<TrajectoryData, "pictures"> {
+  layer: string;
+  unit: number;
+  method: string;
+  photos: string[];
+  boxes: Box[]; // what the unit sees of each, where it is highest
+}
+
 /** Circuits of all units of a layer. */
 export interface AtlasCard {
   id: string;
@@ -356,6 +367,9 @@ export interface AtlasCard {
   criterion: string;
   problem: string;
 }
+
+export type AtlasUnit = UnitOfAtlas & { circuit: string | null }; // null: its file is missing
+export type Atlas = AtlasData<AtlasUnit>;
 
 export interface Report {
   images: number;
@@ -464,6 +478,7 @@ export type JobRequest =
       drawable?: boolean;
       count?: number;
       granularity?: string;
+      photographs?: string[];
       refit?: string;
       options?: string[];
       held_out?: number;
@@ -555,8 +570,7 @@ export const api = {
     return card;
   },
   atlases: (signal?: AbortSignal) => get<AtlasCard[]>("/atlases", signal),
-  /** The page that shows an atlas. */
-  atlas: (id: string) => `/a/${id}`,
+  atlas: (id: string, signal?: AbortSignal) => get<Atlas>(`/atlases/${id}`, signal),
   layers: (signal?: AbortSignal) => get<Layer[]>("/layers", signal),
   units: (
     layer: string,
@@ -584,8 +598,8 @@ export const api = {
     get<Point>(`/photos/${photo}/point${query({ x, y, count })}`, signal),
   neighbours: (layer: string, unit: number, signal?: AbortSignal) =>
     get<Neighbours>(`/layers/${encodeURIComponent(layer)}/units/${unit}/neighbours`, signal),
-  /** The page that shows a unit's photographs as they were placed. */
-  trajectory: (layer: string, unit: number) => `/t/${unitPath(layer, unit)}`,
+  trajectory: (layer: string, unit: number, signal?: AbortSignal) =>
+    get<TrajectoryOfUnit>(`/layers/${encodeURIComponent(layer)}/units/${unit}/trajectory`, signal),
   picture: (layer: string, unit: number) => `${ROOT}/layers/${encodeURIComponent(layer)}/units/${unit}/picture`,
   split: (id: string, signal?: AbortSignal) => get<Split>(`/splits/${id}`, signal),
   estimate: (of: { feature: string; criterion: string; reach_r2: boolean; count: number }, signal?: AbortSignal) =>

@@ -6,7 +6,7 @@ import { plain } from "../core/text.js";
 import { api, MEASURES, type Measure, type UnitPage, type UnitRow } from "./api.js";
 import { layerOf, missing, useLoaded, version } from "./live.js";
 import { go, scroller } from "./navigation.js";
-import { type Place, unitPlace } from "./route.js";
+import { atlasPlace, type Place, unitPlace } from "./route.js";
 import { layerName, MEASURE_NAMES, r2Text, shareText, value } from "./text.js";
 import { BORDER, Fact, Picture, Problem, Sparkline, To } from "./ui.js";
 import { arrow, pagesOf, type Rows, rowsOf } from "./window.js";
@@ -86,7 +86,7 @@ function Atlases({ layer }: { layer: string }) {
               </span>
             ) : (
               <>
-                <a href={api.atlas(id)}>{plain(name)}</a>{" "}
+                <To place={atlasPlace(id)}>{plain(name)}</To>{" "}
                 <span class="soft">
                   {plural(units, "circuit")} by {plain(criterion)}
                 </span>

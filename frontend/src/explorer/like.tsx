@@ -4,8 +4,9 @@ import { count, plural } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, type Neighbour, type Unit } from "./api.js";
 import { useLoaded, version } from "./live.js";
-import { unitPlace } from "./route.js";
+import { trajectoryPlace, unitPlace } from "./route.js";
 import { r2Text, value } from "./text.js";
+import { ABOUT, PlaceWork } from "./trajectory.js";
 import { Picture, Problem, To } from "./ui.js";
 import { Work } from "./work.js";
 
@@ -42,26 +43,16 @@ export function FeatureSection({ unit, title }: { unit: Unit; title: string }) {
 }
 
 export function TrajectorySection({ unit }: { unit: Unit }) {
-  const { layer, trajectory, splits } = unit;
-  const request = {
-    kind: "trajectory",
-    layer,
-    unit: unit.unit,
-    ...(splits[0] ? { split: splits[0].id } : {}),
-  } as const;
   return (
     <section>
       <h2>Photographs by how it is computed on them</h2>
-      <p class="soft">
-        A map of the photographs for each layer: near each other are those on which its kernels compute the unit alike.
-        Drag around some to find a circuit for them.
-      </p>
-      {trajectory && (
+      <p class="soft">{ABOUT} Drag around some to find a circuit for them.</p>
+      {unit.trajectory && (
         <p>
-          <a href={api.trajectory(layer, unit.unit)}>Open the maps</a>
+          <To place={trajectoryPlace(unit.layer, unit.unit)}>Open the maps</To>
         </p>
       )}
-      <Work request={request} label={trajectory ? "Place them again" : "Place the photographs"} quiet />
+      <PlaceWork unit={unit} />
     </section>
   );
 }

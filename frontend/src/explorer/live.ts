@@ -22,6 +22,8 @@ export const jobs = signal<Job[] | null>(null);
 export const notes = signal<Record<string, Note>>({});
 /** Why the server cannot be heard; empty if it can. */
 export const lost = signal("");
+/** The layer of the atlas that is shown, which its address does not say; empty: it is not known. */
+export const layerOfAtlas = signal("");
 /** What a screen reader is told. */
 export const message = signal("");
 

@@ -1,5 +1,13 @@
 /** Addresses: the path is what is looked at, the query how, and the hash the diagram's own view. */
 
+import {
+  type AtlasView,
+  PHOTO_COLORS,
+  type TrajectoryView,
+  UNIT_COLORS,
+  WHOLE_ATLAS,
+  WHOLE_TRAJECTORY,
+} from "../maps/views.js";
 import { MEASURES, type Measure, SECTIONS, type Section } from "./api.js";
 
 export type Place =
@@ -16,18 +24,27 @@ export type Place =
       photo: string | null; // the one that is shown with the unit's map
       split: string | null; // the division that is shown; null: the newest
     }
+  | (Omit<TrajectoryView, "chosen"> & { page: "trajectory"; layer: string; unit: number; chosen: string[] }) // by keys
+  | (AtlasView & { page: "atlas"; id: string })
   | { page: "circuit"; id: string; a: string | null; b: string | null } // two photographs that are contrasted
   | { page: "photo"; id: string; x: number | null; y: number | null } // a point, in pixels of the model's image
   | { page: "compare"; a: string; b: string }
   | { page: "jobs" }
   | { page: "nowhere"; path: string };
 
+export type AtlasPlace = Extract<Place, { page: "atlas" }>;
+export type TrajectoryPlace = Extract<Place, { page: "trajectory" }>;
 export type CircuitPlace = Extract<Place, { page: "circuit" }>;
 
 /** A place, and the hash of the model's weights that a link was made with. */
 export type Route = Place & { weights: string | null };
 
 const ID = /^[0-9a-f]{16}$/;
+const UNIT = /^\d{1,9}$/;
+
+/** How the address names one of a unit's photographs, of which there may be many: by how its id begins. */
+export const photoKey = (id: string) => id.slice(0, KEY);
+const KEY = 8;
 
 /** The place that an address leads to. */
 export function parseRoute(path: string, search: string): Route {
@@ -58,7 +75,7 @@ function placeOf(path: string, asked: URLSearchParams): Place {
   }
   if (kind === "l" && only(2))
     return { page: "layer", layer: name!, sort: among(MEASURES, asked.get("sort")), lowest: asked.has("lowest") };
-  if (kind === "u" && only(3) && /^\d{1,9}$/.test(more!)) {
+  if (kind === "u" && only(3) && UNIT.test(more!)) {
     const section = among(SECTIONS, asked.get("show"));
     const [photo, split] = [asked.get("photo"), asked.get("split")];
     return {
@@ -71,6 +88,25 @@ function placeOf(path: string, asked: URLSearchParams): Place {
       high: section === "range" ? finite(asked.get("high")) : null,
       photo: photo && ID.test(photo) ? photo : null,
       split: split && ID.test(split) ? split : null,
+    };
+  }
+  if (kind === "t" && only(3) && UNIT.test(more!)) {
+    const [pictures, keys] = [asked.get("pictures"), asked.get("chosen") ?? ""];
+    return {
+      ...trajectoryPlace(name!, Number(more)),
+      at: asked.get("at"),
+      colors: PHOTO_COLORS.find((each) => each === asked.get("colors")) ?? null,
+      pictures: pictures === "on" ? true : pictures === "off" ? false : null,
+      chosen: /^[0-9a-f]*$/.test(keys) && keys.length % KEY === 0 ? (keys.match(/.{8}/g) ?? []) : [],
+    };
+  }
+  if (kind === "a" && only(2) && ID.test(name!)) {
+    const unit = asked.get("unit") ?? "";
+    return {
+      ...atlasPlace(name!),
+      unit: UNIT.test(unit) ? Number(unit) : null,
+      colors: UNIT_COLORS.find((each) => each === asked.get("colors")) ?? null,
+      kernel: asked.get("kernel"),
     };
   }
   return nowhere;
@@ -107,6 +143,17 @@ export function formatRoute(place: Place, weights: string | null = null): string
         if (place.photo !== null) asked.push(["photo", place.photo]);
         if (place.split !== null) asked.push(["split", place.split]);
         return `/u/${encodeURIComponent(place.layer)}/${place.unit}`;
+      case "trajectory":
+        if (place.at !== null) asked.push(["at", place.at]);
+        if (place.colors !== null) asked.push(["colors", place.colors]);
+        if (place.pictures !== null) asked.push(["pictures", place.pictures ? "on" : "off"]);
+        if (place.chosen.length) asked.push(["chosen", place.chosen.join("")]);
+        return `/t/${encodeURIComponent(place.layer)}/${place.unit}`;
+      case "atlas":
+        if (place.unit !== null) asked.push(["unit", String(place.unit)]);
+        if (place.colors !== null) asked.push(["colors", place.colors]);
+        if (place.kernel !== null) asked.push(["kernel", place.kernel]);
+        return `/a/${place.id}`;
       case "nowhere":
         return place.path;
     }
@@ -142,6 +189,14 @@ export function unitPlace(layer: string, unit: number): Place {
 
 export function circuitPlace(id: string): CircuitPlace {
   return { page: "circuit", id, a: null, b: null };
+}
+
+export function trajectoryPlace(layer: string, unit: number): TrajectoryPlace {
+  return { page: "trajectory", layer, unit, ...WHOLE_TRAJECTORY, chosen: [] };
+}
+
+export function atlasPlace(id: string): AtlasPlace {
+  return { page: "atlas", id, ...WHOLE_ATLAS };
 }
 
 export function photoPlace(id: string): Place {

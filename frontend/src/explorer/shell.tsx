@@ -4,17 +4,19 @@ import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { count, plural } from "../core/format.js";
 import { plain } from "../core/text.js";
+import { AtlasPage } from "./atlas.js";
 import { CircuitPage } from "./circuit.js";
 import { ComparePage } from "./compare.js";
 import { Home } from "./home.js";
 import { JobsPage } from "./jobs.js";
 import { LayerPage } from "./layer.js";
-import { circuits, indexing, layers, live, lost, message, model, working } from "./live.js";
+import { circuits, indexing, layerOfAtlas, layers, live, lost, message, model, working } from "./live.js";
 import { route } from "./navigation.js";
 import { PhotoPage } from "./photo.js";
 import { formatRoute, layerPlace, type Place } from "./route.js";
 import { done, featureOf, layerName } from "./text.js";
 import { chosen, THEMES, theme } from "./theme.js";
+import { TrajectoryPage } from "./trajectory.js";
 import { Bar, Copied, Problem, To } from "./ui.js";
 import { UnitPage } from "./unit.js";
 
@@ -58,6 +60,10 @@ function Page({ place }: { place: Place }) {
       return <LayerPage place={place} />;
     case "unit":
       return <UnitPage place={place} />;
+    case "trajectory":
+      return <TrajectoryPage place={place} />;
+    case "atlas":
+      return <AtlasPage place={place} />;
     case "circuit":
       return <CircuitPage place={place} />;
     case "photo":
@@ -88,6 +94,8 @@ function titleOf(place: Place): string {
     );
   if (place.page === "layer") return named(place.layer);
   if (place.page === "unit") return `${named(place.layer)} unit ${place.unit}`;
+  if (place.page === "trajectory") return `photographs of ${named(place.layer)} unit ${place.unit}`;
+  if (place.page === "atlas") return layerOfAtlas.value ? `atlas of ${named(layerOfAtlas.value)}` : "atlas";
   if (place.page === "jobs") return "jobs";
   if (place.page === "photo") return "photograph";
   if (place.page === "compare") return "comparison";
@@ -122,7 +130,7 @@ function Layers() {
   const card = model.value;
   const busy = working.value.length;
   const indexed = layers.value.filter((layer) => layer.indexed);
-  const at = place.page === "layer" || place.page === "unit" ? place.layer : null;
+  const at = "layer" in place ? place.layer : place.page === "atlas" ? layerOfAtlas.value : null;
   const ready = indexed.filter((layer) => layer.images > 0).length;
   const job = indexing.value;
   useEffect(() => {

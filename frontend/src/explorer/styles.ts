@@ -1,6 +1,7 @@
 /** All styles of the explorer, on top of those that it shares with the diagram. */
 
 import { CONTROLS, PALETTE } from "../app/styles.js";
+import { MAPS } from "../maps/styles.js";
 
 export const STYLES = `
 ${PALETTE}
@@ -288,6 +289,7 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
   background: var(--faint);
 }
 .chip:hover { background: var(--empty); }
+${MAPS}
 
 @media (max-width: 1180px) {
   .explorer { grid-template-columns: 160px minmax(0, 1fr) 280px; }

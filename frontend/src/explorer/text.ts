@@ -14,6 +14,7 @@ import type {
   Report,
   Section,
 } from "./api.js";
+import { photoKey } from "./route.js";
 
 export const NOT_MEASURED = "not measured";
 
@@ -318,6 +319,19 @@ export function around(
 export function above({ edges, counts }: Histogram): [number, number] {
   const total = counts.reduce((sum, value) => sum + value, 0);
   return [counts.reduce((sum, value, i) => (edges[i]! >= 0 ? sum + value : sum), 0), total];
+}
+
+/** The places of photographs among others by their keys, and how many keys are of none or of several. */
+export function withKeys(keys: readonly string[], photos: readonly string[]): [places: number[], others: number] {
+  const placeOf = new Map<string, number>();
+  const twice = new Set<string>();
+  photos.forEach((id, n) => {
+    const key = photoKey(id);
+    if (placeOf.has(key)) twice.add(key);
+    placeOf.set(key, n);
+  });
+  const known = keys.filter((key) => placeOf.has(key) && !twice.has(key));
+  return [known.map((key) => placeOf.get(key)!), keys.length - known.length];
 }
 
 /** A photograph's name without its folder and its ending. */

@@ -5,7 +5,7 @@ import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { heat } from "../core/color.js";
 import { plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
-import { api, type Box, type CircuitCard, type Example, type Job, type UnitMap } from "./api.js";
+import { api, type Box, type CircuitCard, CRITERIA, type Example, type Job, type UnitMap } from "./api.js";
 import { cancel, canWrite, circuits, jobs, layers, model } from "./live.js";
 import { circuitPlace, formatRoute, type Place } from "./route.js";
 import {
@@ -20,6 +20,7 @@ import {
   listedBeside,
   progress,
   r2Text,
+  wanted,
 } from "./text.js";
 
 /** A unit that is highest where it sees padding on more than this share of the photographs gets a badge. */
@@ -222,6 +223,42 @@ export function Bar({ part, label }: { part: number | null; label: string }) {
     >
       <i style={{ width: `${100 * (part ?? 0)}%` }} />
     </div>
+  );
+}
+
+const KEPT_JOBS = 3; // that ended
+
+/** Jobs that find a circuit: those that wait or run, and those that ended last. */
+export function FindJobs({ of }: { of: readonly Job[] }) {
+  const active = (job: Job) => job.state === "running" || job.state === "queued";
+  const shown = [...of.filter(active), ...of.filter((job) => !active(job)).slice(0, KEPT_JOBS)];
+  return (
+    <ul class="own-jobs" aria-live="polite">
+      {shown.map((job) => {
+        const { photographs } = job.parameters;
+        const some = Array.isArray(photographs) ? ` for ${plural(photographs.length, "chosen photograph")}` : "";
+        return (
+          <li key={job.id}>
+            {job.state === "done" && job.result?.circuit ? (
+              <p>
+                Found{some}
+                {plain(wanted(job.parameters))}:{" "}
+                <To place={circuitPlace(String(job.result.circuit))}>open the circuit</To>
+              </p>
+            ) : (
+              <>
+                <p>
+                  <b>{plain(String(job.parameters.criterion ?? CRITERIA[0]))}</b>
+                  {some}
+                  {job.state === "failed" && ": failed"}
+                </p>
+                <Progress job={job} />
+              </>
+            )}
+          </li>
+        );
+      })}
+    </ul>
   );
 }
 

@@ -22,7 +22,7 @@ import {
 } from "./live.js";
 import { go } from "./navigation.js";
 import { Notes } from "./note.js";
-import { circuitPlace, layerPlace, type Place, photoPlace } from "./route.js";
+import { layerPlace, type Place, photoPlace } from "./route.js";
 import { SplitSection } from "./split.js";
 import {
   above,
@@ -35,14 +35,12 @@ import {
   shareText,
   usedFor,
   value,
-  wanted,
 } from "./text.js";
-import { BORDER, Circuits, Context, MapPicture, Problem, Progress, Seen, To } from "./ui.js";
+import { BORDER, Circuits, Context, FindJobs, MapPicture, Problem, Seen, To } from "./ui.js";
 
 type UnitPlace = Extract<Place, { page: "unit" }>;
 
 const SHOWN = 25;
-const KEPT_JOBS = 3; // that ended, below the form
 
 export function UnitPage({ place }: { place: UnitPlace }) {
   const layer = layerOf(place.layer);
@@ -482,10 +480,6 @@ function Find({ feature }: { feature: string }) {
     ({ kind, parameters }) =>
       kind === "find" && (parameters.feature === feature || String(parameters.feature).startsWith(`${feature}@`)),
   );
-  const shown = [
-    ...own.filter(({ state }) => state === "running" || state === "queued"),
-    ...own.filter(({ state }) => state !== "running" && state !== "queued").slice(0, KEPT_JOBS),
-  ];
   const find = async () => {
     const asked = findJob(feature, { criterion, size, number, position, count: crops });
     if (typeof asked === "string") {
@@ -583,26 +577,7 @@ function Find({ feature }: { feature: string }) {
         <p class="soft">This explorer was started with --read-only, so it finds nothing.</p>
       )}
       <Problem text={error} />
-      <ul class="own-jobs" aria-live="polite">
-        {shown.map((job) => (
-          <li key={job.id}>
-            {job.state === "done" && job.result?.circuit ? (
-              <p>
-                Found{plain(wanted(job.parameters))}:{" "}
-                <To place={circuitPlace(String(job.result.circuit))}>open the circuit</To>
-              </p>
-            ) : (
-              <>
-                <p>
-                  <b>{plain(String(job.parameters.criterion ?? CRITERIA[0]))}</b>
-                  {job.state === "failed" && ": failed"}
-                </p>
-                <Progress job={job} />
-              </>
-            )}
-          </li>
-        ))}
-      </ul>
+      <FindJobs of={own} />
     </>
   );
 }

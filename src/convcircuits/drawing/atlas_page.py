@@ -1,6 +1,5 @@
 """An atlas as one self-contained HTML file: a map of a layer's units, and the kernels that they share."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,5 +18,4 @@ def atlas_page(atlas: Mapping[str, Any], *, model: str) -> str:
     """
     count = len(atlas["units"])
     words = f"{count} unit{'s' * (count != 1)}, near each other where their circuits share kernels"
-    data = json.dumps(dict(atlas), allow_nan=False)
-    return map_page("atlas", f"{atlas['layer']} of {model}", words, data)
+    return map_page("atlas", f"{atlas['layer']} of {model}", words, atlas)

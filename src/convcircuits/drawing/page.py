@@ -3,9 +3,11 @@
 import base64
 import hashlib
 import html
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import Any
 
 from convcircuits.drawing.data import Document, NodeKind
 from convcircuits.errors import ConvCircuitsError
@@ -117,31 +119,26 @@ def read_page(text: str) -> Document:
     return Document.from_json(text[start + len(_OPENING) : end])
 
 
-def map_page(kind: str, title: str, words: str, data: str) -> str:
-    """Write an HTML file with maps of points, such as images or units, by the kind's own script and style.
+def map_page(kind: str, title: str, words: str, data: Mapping[str, Any]) -> str:
+    """Write an HTML file with maps of points, such as images or units.
 
     Args:
-        kind: ``"atlas"`` or ``"trajectory"``: the name of its script, its style and the element of its data.
+        kind: ``"atlas"`` or ``"trajectory"``: what the data is of.
         title: Title of the page, any text.
-        words: What the points are, as HTML.
-        data: JSON that the script reads, with any text.
+        words: What the points are, any text.
+        data: JSON values that the script reads.
     """
-    style, script = (shipped(f"map.{end}") + shipped(f"{kind}.{end}") for end in ("css", "js"))
-    opening = f'<script type="application/json" id="{kind}">'
-    return self_contained(title, style, map_body(title, words), opening, data, script)
-
-
-def map_body(title: str, words: str) -> str:
-    """Return what a page of a map shows before its script runs: a title, any text, and words, as HTML."""
-    return f"""<div class="app">
-<header>
+    text = json.dumps({"heading": title, "words": words, **data}, allow_nan=False)
+    body = f"""<div id="page">
+<main class="skeleton">
 <h1 dir="auto">{html.escape(plain_text(title))}</h1>
-<p>{words}</p>
-</header>
+<p dir="auto">{html.escape(plain_text(words))}</p>
 <noscript><p>A script draws this map, but scripts are disabled here. The file contains its data as JSON.</p>
 </noscript>
-<main id="page"></main>
+</main>
 </div>"""
+    opening = f'<script type="application/json" id="{kind}">'
+    return self_contained(title, _STYLE, body, opening, text, shipped("map.js"))
 
 
 def shipped(name: str) -> str:

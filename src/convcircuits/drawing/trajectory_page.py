@@ -1,6 +1,5 @@
 """A trajectory as one self-contained HTML file: maps of images that move from layer to layer."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,29 +30,17 @@ def trajectory_page(
             which the options ``--boxes`` and ``--out`` are added, with names of their own for each choice. In Python:
             ``program``, in which ``CHOSEN`` becomes a list of names.
     """
-    data = trajectory_data(trajectory, names=names, pictures=pictures, finding=finding)
     words = f"{len(names)} images, near each other where a layer's kernels compute the feature alike"
+    data = {
+        **trajectory,
+        "points": short_points(trajectory["points"]),
+        "names": list(names),
+        "pictures": list(pictures),
+        "finding": dict(finding),
+    }
     return map_page("trajectory", f"{trajectory['feature']} of {model}", words, data)
 
 
-def trajectory_data(
-    trajectory: Mapping[str, Any], *, names: Sequence[str], pictures: Sequence[str], finding: Mapping[str, Any]
-) -> str:
-    """Return what the script of a trajectory's page reads, as JSON.
-
-    Args:
-        trajectory: As for ``trajectory_page``.
-        names: As for ``trajectory_page``.
-        pictures: The address of a picture of each image.
-        finding: As for ``trajectory_page``. In the explorer: ``job``, which finds a circuit with ``photographs`` beside
-            it, or None if it may not, and ``photos``, the id of each image.
-    """
-    return json.dumps(
-        {
-            **trajectory,
-            "points": [[[round(v, _DECIMALS) for v in point] for point in points] for points in trajectory["points"]],
-            "names": list(names),
-            "pictures": list(pictures),
-            "finding": dict(finding),
-        }
-    )
+def short_points(points: Sequence[Sequence[Sequence[float]]]) -> list[list[list[float]]]:
+    """Return the points of each layer's map with as many decimals as can be seen."""
+    return [[[round(v, _DECIMALS) for v in point] for point in of_layer] for of_layer in points]

@@ -449,8 +449,37 @@ class Circuit(CircuitCard):
     module: Module | None = Field(None, description="It as a module of its own; the job `extract` makes it.")
 
 
+class TrajectoryLayer(_Answer):
+    """The map of one layer, as ``cc.Trajectory.by_layer`` has it."""
+
+    layer: str
+    alias: str = Field(description="Its name in papers; empty if it has none.")
+    explained: float | None = Field(description="Share of the variance that the map holds.")
+    kept: float | None = Field(description="Nearest neighbors that the map keeps, above chance.")
+    disparity: float | None = Field(description="What differs from the map before, as a shape; None for the first.")
+    shared: float | None = Field(description="Nearest neighbors in common with the map before, above chance.")
+
+
+class Trajectory(_Answer):
+    """A unit's photographs, placed layer by layer: near each other where it is computed on them alike."""
+
+    layer: str
+    unit: int
+    method: str = Field(description="How they were placed: `pca` or `umap`.")
+    layers: list[TrajectoryLayer]
+    points: list[list[tuple[float, float]]] = Field(description="Of each layer, of each photograph.")
+    neighbors: int = Field(description="How many nearest neighbors the figures are of.")
+    response: list[float] = Field(description="The unit's highest value on each photograph.")
+    groups: list[str]
+    labels: list[int] = Field(description="Of each photograph, the number of its group; -1: none.")
+    notes: list[str]
+    photos: list[Id]
+    names: list[str]
+    boxes: list[Box] = Field(description="What the unit sees of each where it is highest.")
+
+
 class AtlasCard(_Answer):
-    """An atlas: circuits of all units of a layer. The page ``/a/ID`` shows it."""
+    """An atlas: circuits of all units of a layer. ``GET atlases/ID`` has it."""
 
     id: Id
     name: str = Field(description="Name of its folder.")
@@ -458,6 +487,71 @@ class AtlasCard(_Answer):
     units: int = Field(description="Number of units that have a circuit.")
     criterion: str
     problem: str = Field(description="Why it cannot be shown, as one of other weights cannot; empty if it can.")
+
+
+class AtlasUnit(_Answer):
+    """A unit of an atlas: where it is on the map, and the figures of its circuit."""
+
+    unit: int
+    place: tuple[float, float]
+    family: int = Field(description="Number of its family; -1: none.")
+    alike: list[tuple[int, float | None]] = Field(description="The units alike, each with the overlap.")
+    circuit: Id | None = Field(description="None if its file is missing.")
+    kernels: int
+    effective_kernels: int
+    density: float
+    positive: float | None = Field(description="Share of the positions where the unit is above 0.")
+    r2: float | None
+    r2_interior: float | None
+    r2_rectified: float | None
+    r2_average_map: float | None
+    r2_average_map_interior: float | None
+    r2_random: float | None
+    r2_random_interior: float | None
+    pearson: float | None
+    verdict: str
+
+
+class AtlasFamily(_Answer):
+    """Units whose circuits share many kernels."""
+
+    units: list[int]
+    overlap: float | None = Field(description="Mean overlap of two of them.")
+
+
+class AtlasKernel(_Answer):
+    """A kernel that many circuits keep."""
+
+    layer: str
+    filter: int
+    channel: int
+    units: int
+    expected: float = Field(description="How many circuits would keep it by chance.")
+    users: list[int]
+
+
+class AtlasLayer(_Answer):
+    """A layer in the circuits of an atlas."""
+
+    layer: str
+    kept: float = Field(description="Mean kernels of a circuit.")
+    density: float | None
+    used: float | None = Field(description="Share of its kernels that any circuit keeps.")
+    overlap: float | None = Field(description="Mean overlap of two circuits.")
+
+
+class Atlas(_Answer):
+    """What ``cc.Atlas.as_dict`` returns, with the ids of circuits."""
+
+    layer: str
+    method: str
+    asked: dict[str, Any] = Field(description="What it was asked for: the criterion, the size, the images.")
+    units: list[AtlasUnit]
+    families: list[AtlasFamily]
+    hubs: list[AtlasKernel]
+    layers: list[AtlasLayer]
+    problems: dict[str, str] = Field(description="Why a unit has no circuit.")
+    notes: list[str]
 
 
 class AblatedFigures(_Answer):
@@ -708,7 +802,7 @@ class SplitJob(_Asked):
 class TrajectoryJob(_Asked):
     """Place the photographs of a unit layer by layer, by how its kernels compute it on them.
 
-    Its result is the unit. The page ``/t/LAYER/UNIT`` shows it.
+    Its result is the unit; ``GET layers/LAYER/units/UNIT/trajectory`` has it.
     """
 
     kind: Literal["trajectory"]

@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import numpy as np
 from fastapi import HTTPException
@@ -247,8 +246,8 @@ class Session:
         ]
         return sorted(cards, key=lambda card: (card.layer, card.name))
 
-    def atlas(self, id: str) -> dict[str, Any]:
-        """Return what the page of an atlas shows, with the addresses of units and of their circuits.
+    def atlas(self, id: str) -> schemas.Atlas:
+        """Return an atlas, with the ids of its circuits.
 
         Raises:
             ConvCircuitsError: If it cannot be read, or is of another model or other weights.
@@ -257,12 +256,10 @@ class Session:
         if folder is None:
             raise HTTPException(404, f"There is no atlas {id}.")
         found: dict[str, Any] = self.jobs.ask("atlas", folder, timeout=120.0)
-        layer = quote(found["layer"], safe="")
         ids = self.store.circuit_ids()
         for row in found["units"]:
-            circuit = ids.get(folder / row["file"])
-            row["pages"] = {"unit": f"/u/{layer}/{row['unit']}", "circuit": circuit and f"/c/{circuit}"}
-        return found
+            row["circuit"] = ids.get(folder / row["file"])
+        return schemas.Atlas(**found)
 
     def circuits_of(self, layer: str, unit: int) -> tuple[list[str], list[str]]:
         """Return the ids of a unit's circuits, and of circuits of a unit of this name in a model of other weights."""

@@ -44,7 +44,7 @@ def application(session: Session) -> FastAPI:
     _problems(app)
     for routes in (model, units, pictures, circuits, notes, jobs):
         routes.add(app, session)
-    page.add(app, session)
+    page.add(app)
     return app
 
 

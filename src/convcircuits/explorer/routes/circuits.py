@@ -27,6 +27,11 @@ def add(app: FastAPI, session: Session) -> None:
         """The atlases in the project's folder and those that the explorer was started with."""
         return session.atlases()
 
+    @get("/api/v1/atlases/{atlas}", responses=PROBLEMS)
+    def atlas(atlas: IdInPath) -> schemas.Atlas:
+        """An atlas: a map of a layer's units by the kernels that their circuits share."""
+        return session.atlas(atlas)
+
     @get("/api/v1/circuits/{circuit}", responses=PROBLEMS)
     def circuit(circuit: IdInPath) -> schemas.Circuit:
         """A circuit, its figures and how it was found."""

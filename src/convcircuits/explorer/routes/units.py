@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Response
 
+from convcircuits.drawing.trajectory_page import short_points
 from convcircuits.explorer import schemas
 from convcircuits.explorer.routes.fields import PROBLEMS, IdInPath, LayerName, Measure, Offset, UnitNumber
 from convcircuits.explorer.session import Session
@@ -161,6 +162,23 @@ def _add_derived(app: FastAPI, session: Session) -> None:
             highest=named(found.highest),
             lowest=named(found.lowest),
         )
+
+    @app.get("/api/v1/layers/{layer}/units/{unit}/trajectory", tags=["units"], responses=PROBLEMS)
+    def trajectory(layer: LayerName, unit: UnitNumber) -> schemas.Trajectory:
+        """A unit's photographs placed layer by layer, which the job ``trajectory`` does."""
+        one = session.layer(layer)
+        session.unit(one, unit)
+        found = session.trajectory(one["name"], unit)
+        if found is None:
+            raise HTTPException(404, "The photographs of this unit have not been placed yet; the job trajectory does.")
+        called = {layer["name"]: layer["alias"] for layer in session.about()["layers"]}
+        said = {
+            "layer": one["name"],
+            "unit": unit,
+            "layers": [row | {"alias": called.get(row["layer"], "")} for row in found.layers],
+            "points": short_points(found.points),
+        }
+        return schemas.Trajectory(**(found.model_dump() | said))
 
     @app.get("/api/v1/splits/{split}", tags=["units"], responses=PROBLEMS)
     def split(split: IdInPath) -> schemas.Split:

@@ -1,0 +1,446 @@
+/** A map of a layer's units by what their circuits share, and the kernels that many of them keep. */
+
+import { type Signal, useSignal } from "@preact/signals";
+import type { ComponentChildren } from "preact";
+import { useMemo } from "preact/hooks";
+import type { Theme } from "../app/source.js";
+import { decimal, plural } from "../core/format.js";
+import { plain } from "../core/text.js";
+import { GROUPS, INKS, rampColor } from "./color.js";
+import { extent, type Point, placed } from "./geometry.js";
+import { Plot, walked } from "./plot.js";
+import { type AtlasView, type Change, UNIT_COLORS, type UnitColors } from "./views.js";
+
+type Measures = Record<Exclude<UnitColors, "family">, number | null>;
+
+export interface UnitOfAtlas extends Measures {
+  unit: number;
+  place: Point;
+  family: number; // its number; -1: none
+  alike: readonly (readonly [unit: number, overlap: number | null])[];
+  kernels: number;
+  effective_kernels: number;
+  density: number;
+  positive: number | null;
+  r2_average_map_interior: number | null;
+  r2_random_interior: number | null;
+  pearson: number | null;
+  verdict: string;
+}
+
+export interface AtlasData<Row extends UnitOfAtlas = UnitOfAtlas> {
+  layer: string;
+  method: string;
+  asked: {
+    criterion: string;
+    size: Record<string, unknown>;
+    images: { count: number };
+    held_out: { count: number };
+  };
+  units: readonly Row[];
+  families: readonly { units: readonly number[]; overlap: number | null }[]; // the largest first
+  hubs: readonly Hub[];
+  layers: readonly {
+    layer: string;
+    kept: number;
+    density: number | null;
+    used: number | null;
+    overlap: number | null;
+  }[];
+  problems: Record<string, string>;
+  notes: readonly string[];
+}
+
+export interface Hub {
+  layer: string;
+  filter: number;
+  channel: number;
+  units: number;
+  expected: number;
+  users: readonly number[];
+}
+
+const NAMES: Record<UnitColors, string> = {
+  family: "family",
+  r2_interior: "R² on the interior",
+  r2: "R²",
+  r2_rectified: "R² of the rectified map",
+  r2_random: "R² of a random circuit",
+  r2_average_map: "R² of the average map",
+};
+const PLACINGS: Record<string, string> = { pca: "the two principal axes", umap: "a UMAP" };
+const MANY = 40; // units, whose numbers hide each other
+const FAMILY = 0.8; // a larger share of the units tells nothing by its color
+
+const number = (value: number | null) => (value === null ? "–" : decimal(value));
+const share = (value: number | null) => (value === null ? "–" : `${decimal(100 * value, 1)} %`);
+
+/** A kernel as the address has it: "features.5[3,1]". */
+export const kernelName = ({ layer, filter, channel }: Hub) => `${layer}[${filter},${channel}]`;
+
+/** The map, and how it is looked at. */
+export interface Atlas<Row extends UnitOfAtlas> {
+  data: AtlasData<Row>;
+  theme: Theme;
+  colors: UnitColors;
+  unit: number | null; // that is chosen
+  kernel: string | null;
+  byUnit: ReadonlyMap<number, Row>;
+  hovered: Signal<number>; // the place among the units of the one that is pointed at; -1: none
+  change: Change<AtlasView>;
+  called(layer: string): string; // as papers call it
+}
+
+export function useAtlas<Row extends UnitOfAtlas>(
+  data: AtlasData<Row>,
+  view: AtlasView,
+  change: Change<AtlasView>,
+  theme: Theme,
+  called: (layer: string) => string,
+): Atlas<Row> {
+  const hovered = useSignal(-1);
+  const byUnit = useMemo(() => new Map(data.units.map((row) => [row.unit, row])), [data]);
+  const { families, units } = data;
+  const divided = families.length > 1 && families[0]!.units.length < FAMILY * units.length;
+  const colors = view.colors === "family" && !families.length ? null : view.colors;
+  return {
+    data,
+    theme,
+    colors: colors ?? (divided ? "family" : "r2_interior"),
+    unit: view.unit,
+    kernel: view.kernel,
+    byUnit,
+    hovered,
+    change,
+    called: (layer) => plain(called(layer)),
+  };
+}
+
+// ---------------------------------------- the map
+
+export function AtlasMap<Row extends UnitOfAtlas>({ of }: { of: Atlas<Row> }) {
+  const { data, theme, colors, unit, kernel, byUnit, hovered, change } = of;
+  const { units, families } = data;
+  const inks = INKS[theme];
+  const most = useMemo(() => extent(units.map(({ place }) => place)), [data]);
+  const shown = units[hovered.value] ?? (unit === null ? undefined : byUnit.get(unit));
+  const hub = data.hubs.find((one) => kernelName(one) === kernel);
+  const users = hub && new Set(hub.users);
+
+  const colorOf = (row: Row) => {
+    if (colors === "family") {
+      const alone = row.family < 0 || families[row.family]!.units.length === 1;
+      return alone || row.family >= GROUPS.length ? inks.none : GROUPS[row.family]!;
+    }
+    const value = row[colors];
+    return value === null ? inks.none : rampColor(theme, value); // below 0 is no better than the mean
+  };
+
+  const paint = (pen: CanvasRenderingContext2D, points: readonly Point[]) => {
+    const placeOf = new Map(units.map((row, n) => [row.unit, points[n]!]));
+    for (const [other, overlap] of shown?.alike ?? []) {
+      const to = placeOf.get(other);
+      if (!overlap || overlap <= 0 || !to) continue;
+      pen.beginPath();
+      pen.moveTo(...placeOf.get(shown!.unit)!);
+      pen.lineTo(...to);
+      pen.globalAlpha = Math.min(1, 0.2 + overlap);
+      pen.lineWidth = 1 + 3 * overlap;
+      pen.strokeStyle = inks.soft;
+      pen.stroke();
+    }
+    units.forEach((row, n) => {
+      const [x, y] = points[n]!;
+      const marked = row === shown;
+      pen.globalAlpha = users && !users.has(row.unit) ? 0.2 : 1;
+      pen.beginPath();
+      pen.arc(x, y, marked ? 9 : 6, 0, 7);
+      pen.fillStyle = colorOf(row);
+      pen.fill();
+      pen.lineWidth = marked ? 1.5 : 0.75;
+      pen.strokeStyle = marked ? inks.ink : inks.ground;
+      pen.stroke();
+      if (marked || units.length <= MANY) {
+        pen.fillStyle = inks.ink;
+        pen.font = "11px system-ui, sans-serif";
+        pen.fillText(String(row.unit), x + 9, y - 6);
+      }
+    });
+    pen.globalAlpha = 1;
+  };
+
+  const choose = (n: number, instead = false) => {
+    hovered.value = -1;
+    change({ unit: units[n]?.unit ?? null }, instead);
+  };
+  return (
+    <>
+      <div class="tools">
+        <label class="field">
+          color by
+          <select
+            part="colors"
+            value={colors}
+            onChange={(event) => change({ colors: event.currentTarget.value as UnitColors })}
+          >
+            {UNIT_COLORS.filter((each) => each !== "family" || families.length > 0).map((each) => (
+              <option key={each} value={each}>
+                {NAMES[each]}
+              </option>
+            ))}
+          </select>
+        </label>
+        <label class="field">
+          unit
+          <select
+            part="unit"
+            value={shown === undefined || unit === null ? "" : String(unit)}
+            onChange={(event) => {
+              const { value } = event.currentTarget;
+              change({ unit: value === "" ? null : Number(value) });
+            }}
+          >
+            <option value="">none</option>
+            {units.map((row) => (
+              <option key={row.unit}>{row.unit}</option>
+            ))}
+          </select>
+        </label>
+        <div class="legend">
+          {colors === "family" ? (
+            <>
+              {families.slice(0, GROUPS.length).map(
+                (family, n) =>
+                  family.units.length > 1 && (
+                    <span key={family.units[0]}>
+                      <i style={{ background: GROUPS[n] }} />
+                      {family.units.length} units
+                    </span>
+                  ),
+              )}
+              <span>
+                <i style={{ background: inks.none }} />
+                others
+              </span>
+            </>
+          ) : (
+            <>
+              0 or less
+              <i class="ramp" style={{ background: `linear-gradient(to right, ${inks.ramp.join()})` }} />1
+            </>
+          )}
+        </div>
+      </div>
+      <Plot
+        label="Map of the units. Arrow keys walk through them, Escape chooses none."
+        theme={theme}
+        reach={14}
+        hovered={hovered}
+        place={(width, height) => units.map(({ place }) => placed(place, most, width, height))}
+        paint={paint}
+        pick={(n) => choose(n)}
+        press={(key) => {
+          const from = unit === null ? -1 : units.findIndex((row) => row.unit === unit);
+          const to = key === "Escape" ? -1 : walked(key, from, units.length);
+          if (to !== null) choose(to, true);
+          return to !== null;
+        }}
+      />
+    </>
+  );
+}
+
+// ---------------------------------------- beside the map
+
+/** The unit that is pointed at or chosen; otherwise, what the map shows. */
+export function AtlasCard<Row extends UnitOfAtlas>({
+  of,
+  leads,
+}: {
+  of: Atlas<Row>;
+  leads: (row: Row) => ComponentChildren;
+}) {
+  const { data, unit, byUnit, hovered } = of;
+  const row = data.units[hovered.value] ?? (unit === null ? undefined : byUnit.get(unit));
+  if (row) return <Described of={of} row={row} leads={leads} />;
+  return (
+    <>
+      {unit !== null && <p class="problem">Unit {unit} has no circuit here.</p>}
+      <Overview data={data} />
+    </>
+  );
+}
+
+function Described<Row extends UnitOfAtlas>(given: {
+  of: Atlas<Row>;
+  row: Row;
+  leads: (row: Row) => ComponentChildren;
+}) {
+  const { of, row } = given;
+  const { data, change, called } = of;
+  const goTo = (unit: number) => (
+    <button type="button" key={unit} onClick={() => change({ unit })}>
+      {unit}
+    </button>
+  );
+  const rows: [string, ...(number | null)[]][] = [
+    ["R²", row.r2, row.r2_average_map, row.r2_random],
+    ["R², interior", row.r2_interior, row.r2_average_map_interior, row.r2_random_interior],
+    ["R², rectified", row.r2_rectified],
+    ["Pearson r", row.pearson],
+  ];
+  const family = row.family < 0 ? null : data.families[row.family]!;
+  return (
+    <div class="unit-card">
+      <h2>
+        {called(data.layer)}:{row.unit}
+      </h2>
+      <p>Its circuit: {plain(row.verdict)}.</p>
+      <table class="figures">
+        <thead>
+          <tr>
+            {["", "circuit", "average map", "random"].map((text) => (
+              <th key={text} scope="col">
+                {text || <span class="hidden">figure</span>}
+              </th>
+            ))}
+          </tr>
+        </thead>
+        <tbody>
+          {rows.map(([name, ...values]) => (
+            <tr key={name}>
+              <th scope="row">{name}</th>
+              {[0, 1, 2].map((n) => (
+                <td key={n}>{n < values.length ? number(values[n]!) : ""}</td>
+              ))}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+      <p class="soft">
+        {plural(row.kernels, "kernel")} ({share(row.density)}), {row.effective_kernels} effective; above 0 at{" "}
+        {share(row.positive)} of the positions.
+      </p>
+      {given.leads(row)}
+      <h2>Units alike</h2>
+      <ul class="units">
+        {row.alike.map(([unit, overlap]) => (
+          <li key={unit}>
+            {goTo(unit)} <span class="soft">overlap {number(overlap)}</span>
+          </li>
+        ))}
+      </ul>
+      {family && family.units.length > 1 && (
+        <>
+          <h2>
+            Its family, {family.units.length} units, mean overlap {number(family.overlap)}
+          </h2>
+          <div class="units">{family.units.map(goTo)}</div>
+        </>
+      )}
+    </div>
+  );
+}
+
+function Overview({ data }: { data: AtlasData }) {
+  const { asked, problems } = data;
+  const size = Object.entries(asked.size)
+    .map(([name, value]) => `${name} ${value}`)
+    .join(", ");
+  const without = Object.entries(problems);
+  return (
+    <>
+      <p>Point at a unit, or walk through them with the arrow keys. Lines lead to the units alike.</p>
+      <p class="soft">
+        Circuits by {plain(asked.criterion)}, {plain(size)}, found on {asked.images.count} images and measured on{" "}
+        {asked.held_out.count} others. Overlap is the share of kernels in both circuits among those in either, corrected
+        for chance: 0 is that of random circuits with as many kernels in each layer, 1 that of equal ones. Units are
+        placed by {PLACINGS[data.method] ?? plain(data.method)} of the overlaps.
+      </p>
+      {data.notes.map((note) => (
+        <p class="soft" key={note}>
+          {plain(note)}
+        </p>
+      ))}
+      {without.length > 0 && (
+        <details>
+          <summary>{without.length === 1 ? "1 unit has" : `${without.length} units have`} no circuit</summary>
+          {without.map(([unit, why]) => (
+            <p key={unit}>
+              {unit}: {plain(why)}
+            </p>
+          ))}
+        </details>
+      )}
+    </>
+  );
+}
+
+// ---------------------------------------- below the map
+
+/** The kernels that many units share, and the layers. */
+export function AtlasTables<Row extends UnitOfAtlas>({ of }: { of: Atlas<Row> }) {
+  const { data, kernel, change, called } = of;
+  const head = (texts: string[]) => (
+    <thead>
+      <tr>
+        {texts.map((text) => (
+          <th key={text} scope="col">
+            {text}
+          </th>
+        ))}
+      </tr>
+    </thead>
+  );
+  return (
+    <div class="tables">
+      <section>
+        <h2>Kernels that serve many units</h2>
+        <div class="scroll">
+          <table id="hubs">
+            {head(["kernel [filter, channel]", "units", "by chance"])}
+            <tbody>
+              {data.hubs.map((hub) => {
+                const name = kernelName(hub);
+                return (
+                  <tr key={name} data-chosen={name === kernel}>
+                    <th scope="row">
+                      <button
+                        type="button"
+                        aria-pressed={name === kernel}
+                        onClick={() => change({ kernel: name === kernel ? null : name })}
+                      >
+                        {called(hub.layer)} [{hub.filter}, {hub.channel}]
+                      </button>
+                    </th>
+                    <td>{hub.units}</td>
+                    <td>{decimal(hub.expected, 1)}</td>
+                  </tr>
+                );
+              })}
+            </tbody>
+          </table>
+        </div>
+      </section>
+      <section>
+        <h2>Layers: mean kernels of a circuit, and mean overlap of two</h2>
+        <div class="scroll" tabIndex={0} role="group" aria-label="layers">
+          <table>
+            {head(["layer", "kept", "density", "used by any", "overlap"])}
+            <tbody>
+              {data.layers.map((row) => (
+                <tr key={row.layer}>
+                  <th scope="row">{called(row.layer)}</th>
+                  <td>{decimal(row.kept, 1)}</td>
+                  <td>{share(row.density)}</td>
+                  <td>{share(row.used)}</td>
+                  <td>{number(row.overlap)}</td>
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </div>
+      </section>
+    </div>
+  );
+}
