@@ -48,7 +48,7 @@ function Shown({ place, atlas }: { place: AtlasPlace; atlas: Atlas }) {
           <To place={layerPlace(atlas.layer)}>{plain(called(atlas.layer))}</To> · atlas of{" "}
           {plural(atlas.units.length, "unit")}
         </h1>
-        <p class="soft">Near each other where their circuits share kernels.</p>
+        <p class="soft">near each other where their circuits share kernels</p>
         <AtlasMap of={of} />
         <AtlasTables of={of} />
       </main>

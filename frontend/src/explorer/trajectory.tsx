@@ -92,8 +92,8 @@ function Placed(given: { place: TrajectoryPlace; found: TrajectoryOfUnit; title:
       <main id="main">
         {title}
         <p class="soft">
-          {plural(photos.length, "photograph")}, placed by {METHODS[found.method] ?? plain(found.method)} in each layer:
-          near each other where it computes the unit alike.
+          {plural(photos.length, "photograph")} by {METHODS[found.method] ?? plain(found.method)}: near each other where
+          a layer computes the unit alike
         </p>
         <TrajectoryMap of={of} />
       </main>

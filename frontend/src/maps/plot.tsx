@@ -28,7 +28,8 @@ export function Plot({ label, theme, reach, hovered, place, paint, pick, lasso, 
   const points = useRef<Point[]>([]);
   const line = useRef<Point[]>([]); // the lasso that is being drawn
   const draw = () => {
-    const area = canvas.current!;
+    const area = canvas.current;
+    if (!area) return; // it is being removed, which may take its focus and so call for another drawing
     const [width, height] = [area.clientWidth, area.clientHeight];
     const scale = devicePixelRatio || 1;
     area.width = Math.round(scale * width);

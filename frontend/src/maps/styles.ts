@@ -10,6 +10,7 @@ export const MAPS = `
 .plot canvas { position: absolute; inset: 0; width: 100%; height: 100%; cursor: default; outline-offset: -3px; }
 .plot.drawn-on canvas { cursor: crosshair; touch-action: none; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 10px; align-items: center; color: var(--soft); font-size: 12.5px; }
+.tools > .legend { margin-left: 8px; }
 .legend button { font-size: 12.5px; }
 .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 6px; }
 .legend .ramp { width: 110px; border-radius: 3px; margin: 0 2px; }
@@ -34,6 +35,7 @@ details table { width: auto; }
 }
 .heading { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; justify-content: space-between; }
 .heading h2 { margin: 0; }
+.heading span { display: flex; gap: 4px; }
 .thumbs { display: grid; grid-template-columns: repeat(auto-fill, minmax(52px, 1fr)); gap: 4px; margin: 4px 0 8px; }
 .thumbs :is(img, .nothing) { display: block; width: 100%; aspect-ratio: 1; border-radius: 4px; object-fit: cover; }
 .units { display: flex; flex-wrap: wrap; gap: 2px 4px; }
@@ -44,11 +46,13 @@ details table { width: auto; }
 .tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 20px 28px; padding: 16px 0; }
 .tables section { margin: 0; min-width: 0; }
 .tables .scroll { max-height: 420px; overflow: auto; }
+.tables :is(th, td) { padding-inline: 0 10px; }
 .tables button { padding: 0 2px; min-height: 22px; text-align: left; color: var(--ink); }
 .tables [data-chosen="true"] > * { background: var(--faint); }
 @media (max-width: 900px) {
   .plot { height: clamp(280px, 60dvh, 100vw); }
   .card { min-height: 0; }
+  .tables .scroll { max-height: 220px; }
 }
 `;
 

@@ -425,7 +425,8 @@ export function Pointed({ of, thumb }: { of: Trajectory; thumb: Thumb }) {
   if (n < 0)
     return (
       <p class="card soft">
-        Point at an image to see it and its way through the layers. Drag around images to choose them.
+        Point at an image to see it and its way through the layers. Drag around images
+        {data.groups.length > 0 && ", or press the name of a group,"} to choose them.
       </p>
     );
   const label = data.labels[n]!;
@@ -470,9 +471,6 @@ export function Chosen({ of, thumb, children }: { of: Trajectory; thumb: Thumb; 
           </li>
         ))}
       </ul>
-      {shown.length === 0 && (
-        <p class="soft">Drag around images{data.groups.length ? ", or press the name of a group" : ""}.</p>
-      )}
       {shown.length > 0 && shown.length < FEWEST && (
         <p class="soft">Too few to find a circuit and test it on others.</p>
       )}
