@@ -1,6 +1,7 @@
 /** A circuit: its verdict, its numbers beside their controls, its diagram, and how it is found again. */
 
 import { useEffect, useRef } from "preact/hooks";
+import { Copied } from "../app/copied.js";
 import { count, percent, plural } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, type Box, type Circuit, type Report } from "./api.js";
@@ -24,7 +25,7 @@ import {
   seconds,
   sentence,
 } from "./text.js";
-import { Copied, Fact, Picture, Problem, To, Verdict } from "./ui.js";
+import { Fact, Picture, Problem, To, Verdict } from "./ui.js";
 import { AsModule, InTheModel, Share } from "./uses.js";
 import { jobOf, Work } from "./work.js";
 

@@ -2,6 +2,7 @@
 
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
+import { Copied } from "../app/copied.js";
 import { count, plural } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { AtlasPage } from "./atlas.js";
@@ -17,7 +18,7 @@ import { formatRoute, layerPlace, type Place } from "./route.js";
 import { done, featureOf, layerName } from "./text.js";
 import { chosen, THEMES, theme } from "./theme.js";
 import { TrajectoryPage } from "./trajectory.js";
-import { Bar, Copied, Problem, To } from "./ui.js";
+import { Bar, Problem, To } from "./ui.js";
 import { UnitPage } from "./unit.js";
 
 export function Shell() {

@@ -5,7 +5,7 @@ import { onSystemTheme, type Theme } from "../app/source.js";
 
 export const THEMES = ["system", "light", "dark"] as const;
 
-const KEY = "convcircuits-theme"; // the pages of maps read it too
+const KEY = "convcircuits-theme";
 const system = signal<Theme>("light");
 
 /** What the reader chose. */

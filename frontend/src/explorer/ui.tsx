@@ -327,26 +327,3 @@ export function Fact({ name, value }: { name: string; value: ComponentChildren }
     </>
   );
 }
-
-/** Text that can be copied, as it is then. */
-export function Copied({ text, label }: { text: () => string; label: string }) {
-  const [said, say] = useState("");
-  useEffect(() => {
-    if (!said) return;
-    const timer = setTimeout(() => say(""), 2000);
-    return () => clearTimeout(timer);
-  }, [said]);
-  return (
-    <button
-      type="button"
-      onClick={() =>
-        navigator.clipboard.writeText(text()).then(
-          () => say("copied"),
-          () => say("the browser did not allow it"),
-        )
-      }
-    >
-      <span role="status">{said || label}</span>
-    </button>
-  );
-}

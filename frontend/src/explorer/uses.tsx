@@ -1,13 +1,14 @@
 /** What else can be measured of a circuit, and taken away with it. */
 
 import { useState } from "preact/hooks";
+import { Copied } from "../app/copied.js";
 import { parseHash } from "../app/hash.js";
 import { count, percent, significant } from "../core/format.js";
 import { api, type Circuit, type Download, type PutBack } from "./api.js";
 import { jobs, model } from "./live.js";
 import { circuitPlace, formatRoute } from "./route.js";
 import { bytes, heldOut } from "./text.js";
-import { Copied, Fact, Problem } from "./ui.js";
+import { Fact, Problem } from "./ui.js";
 import { jobOf, Work } from "./work.js";
 
 /** The circuit's map in place of the unit's, in the whole model. */

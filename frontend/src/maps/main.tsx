@@ -3,21 +3,13 @@
 import type { ComponentChildren } from "preact";
 import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
+import { Copied } from "../app/copied.js";
 import { onSystemTheme, type Theme } from "../app/source.js";
 import { plain } from "../core/text.js";
 import { AtlasCard, type AtlasData, AtlasMap, AtlasTables, type UnitOfAtlas, useAtlas } from "./atlas.js";
 import { type Finding, finding } from "./finding.js";
 import { FILE_STYLES } from "./styles.js";
-import {
-  Chosen,
-  Copy,
-  FEWEST,
-  Pointed,
-  strongest,
-  type TrajectoryData,
-  TrajectoryMap,
-  useTrajectory,
-} from "./trajectory.js";
+import { Chosen, FEWEST, Pointed, strongest, type TrajectoryData, TrajectoryMap, useTrajectory } from "./trajectory.js";
 import { WHOLE_ATLAS, WHOLE_TRAJECTORY } from "./views.js";
 
 interface Headed {
@@ -86,7 +78,7 @@ function TrajectoryPage({ data }: { data: TrajectoryFile }) {
                 {data.finding.command ? "In a shell" : "In Python"}, in the folder where convcircuits trajectory was
                 run:
               </p>
-              <Copy text={lines} label="copy lines" />
+              <Copied text={lines} label="copy lines" />
             </div>
           )}
           {names.length > 0 && (

@@ -3,6 +3,7 @@
 import { type Signal, useSignal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { Copied } from "../app/copied.js";
 import type { Theme } from "../app/source.js";
 import { decimal, percent, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
@@ -453,7 +454,7 @@ export function Chosen({ of, thumb, children }: { of: Trajectory; thumb: Thumb; 
       <div class="heading">
         <h2>{shown.length ? `${shown.length} chosen` : "None chosen"}</h2>
         <span>
-          <Copy text={() => shown.map((n) => data.names[n]).join("\n")} label="copy names" disabled={!shown.length} />
+          <Copied text={() => shown.map((n) => data.names[n]).join("\n")} label="copy names" disabled={!shown.length} />
           <button type="button" disabled={!shown.length} onClick={() => change({ chosen: [] })}>
             clear
           </button>
@@ -477,40 +478,4 @@ export function Chosen({ of, thumb, children }: { of: Trajectory; thumb: Thumb; 
       {children}
     </>
   );
-}
-
-/** A button that copies a text, as it is then. */
-export function Copy({ text, label, disabled }: { text: () => string; label: string; disabled?: boolean }) {
-  const [said, say] = useState("");
-  useEffect(() => {
-    if (!said) return;
-    const timer = setTimeout(() => say(""), 2000);
-    return () => clearTimeout(timer);
-  }, [said]);
-  return (
-    <button
-      type="button"
-      disabled={disabled}
-      onClick={() => copied(text()).then((done) => say(done ? "copied" : "the browser did not allow it"))}
-    >
-      <span role="status">{said || label}</span>
-    </button>
-  );
-}
-
-/** Copies a text. Returns whether the browser did. */
-async function copied(text: string): Promise<boolean> {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    // A page that is a file may not write to the clipboard by itself.
-    const area = document.createElement("textarea");
-    area.value = text;
-    document.body.append(area);
-    area.select();
-    const done = document.execCommand("copy");
-    area.remove();
-    return done;
-  }
 }
