@@ -74,6 +74,7 @@ def net():
     return Net(*twofold.net().float())
 """
 SLOW = {"kind": "find", "feature": "2:0", "density": 0.05, "criterion": "force", "options": ["steps=200"], "count": 6}
+TRAJECTORY = "/api/v1/layers/2/units/9/trajectory"
 WIDTHS = (1440, 1280, 800, 390)
 SQUARE = ((0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98))
 PAGES = {"light": ("", "l/2", "u/2/7"), "dark": ("l/2", "u/2/7")}
@@ -506,7 +507,7 @@ def maps(page, address):
     expect(find).to_be_enabled()
 
 
-def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
+def test_what_is_measured_of_a_unit_and_its_circuits(open_page, folder):
     page = open_page()
     expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
     start = page.url
@@ -529,6 +530,10 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page):
     with done(page):
         page.locator("[part=trajectory]").click()
     page.get_by_role("link", name="Open the maps").click()
+    (file,) = (folder / "project" / "trajectories").iterdir()
+    written, said = json.loads(file.read_text()), page.evaluate(f"fetch('{TRAJECTORY}').then(r => r.json())")
+    assert all(said[name] == written[name] for name in ("photos", "names", "boxes", "groups", "labels", "response"))
+    assert np.allclose(said["points"], written["points"], rtol=0, atol=1e-4)
     maps(page, f"{start}t/2/9")
     with done(page):
         page.get_by_role("button", name="Find a circuit for them").click()
