@@ -527,8 +527,12 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page, folder):
     expect(page.locator(".cross tbody tr")).to_have_count(2)
     fits(page)
 
+    page.goto(f"{start}t/2/9")
+    expect(page.get_by_text("They have not been placed yet.")).to_be_visible()
     with done(page):
         page.locator("[part=trajectory]").click()
+    expect(page.locator(".plot canvas")).to_be_visible()
+    page.get_by_role("link", name="unit 9").click()
     page.get_by_role("link", name="Open the maps").click()
     (file,) = (folder / "project" / "trajectories").iterdir()
     written, said = json.loads(file.read_text()), page.evaluate(f"fetch('{TRAJECTORY}').then(r => r.json())")
