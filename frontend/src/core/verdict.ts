@@ -2,9 +2,9 @@
 
 import { type Caption, isMeasured, isWhole } from "./caption.js";
 import type { Graph } from "./decode.js";
-import { count, decimal, plural } from "./format.js";
+import { count, decimal, percent, plural } from "./format.js";
 import { circuitName } from "./names.js";
-import { plain } from "./text.js";
+import { plain, shorten } from "./text.js";
 import type { Fidelity, Rival, Variant, View } from "./types.js";
 
 export interface Headline {
@@ -18,6 +18,14 @@ const VERDICTS: Record<Fidelity["verdict"], string> = {
   "keeps in part": "Keeps the feature in part",
   "does not keep": "Does not keep the feature",
   "not decided": "Not decided whether it keeps the feature",
+};
+
+/** The same in a figure's caption that has less room. */
+const SHORT: Record<Fidelity["verdict"], string> = {
+  keeps: "Kept",
+  "keeps in part": "Kept in part",
+  "does not keep": "Not kept",
+  "not decided": "Not decided",
 };
 
 /** The verdict on a view's circuit and what of it is drawn. */
@@ -72,44 +80,88 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
   };
 }
 
-/** A figure's caption, one line of a paper: the verdict, R² with its baselines, and what is drawn. */
-export function figureCaption(graph: Graph, view: View, numbers: Caption): string {
+// What the forms of a figure's caption are without, each also without all before it: long words, baselines beside the
+// best control, R² of what is drawn, R² over all positions, constants, the best control, one of two things (the verdict
+// if R² shows it as well, else the circuit's size), and the number of images.
+const [WORDS, OTHERS, ALONE, EVERYWHERE, CONSTANTS, BASELINES, ONE, IMAGES] = [1, 2, 3, 4, 5, 6, 7, 8];
+
+/** A figure's caption in forms from the fullest to the shortest, of which the first that fits one line is printed. Each
+ *  is true, gives R² and what is drawn, and says so if the circuit may be no better than its controls. */
+export function figureCaptions(graph: Graph, view: View, numbers: Caption): string[] {
   const { variants, heldOut } = graph.document;
   const variant = variants[view.variant]!;
   const { fidelity } = variant;
   const whole =
     isWhole(graph, view) && view.compare === null && (view.root ?? graph.document.target) === graph.document.target;
   const all = whole && numbers.ofKernels > 0 && numbers.kernels >= numbers.ofKernels;
-  const alone = all || numbers.r2Drawn === null ? "" : `, alone R² ${decimal(numbers.r2Drawn)}`;
-  const filters = `${count(numbers.filters)} of ${plural(numbers.ofFilters, "filter")} drawn${alone}`;
-  const drawing = all ? `all ${plural(numbers.ofKernels, "kernel")} drawn` : filters;
+  const drawing = all
+    ? `all ${plural(numbers.ofKernels, "kernel")} drawn`
+    : `${count(numbers.filters)} of ${plural(numbers.ofFilters, "filter")} drawn`;
   const r2 = ({ fidelity: of }: Variant) => {
     if (!of) return "not measured";
     const value = decisive(of);
     return `R² ${value === null ? "not defined" : decimal(value)}`;
   };
   if (view.compare !== null) {
-    const both = [view.variant, view.compare].map(
-      (each) => `${circuitName(graph, each, view)}: ${r2(variants[each]!)}${fitted(variants[each]!)}`,
-    );
-    return `${both.join("; ")}; ${drawing}.`;
+    const said = (room: number, constants: boolean) => {
+      const both = [view.variant, view.compare!].map((each) => {
+        const name = shorten(circuitName(graph, each, view), room, 1);
+        return `${name}: ${r2(variants[each]!)}${constants ? fitted(variants[each]!) : ""}`;
+      });
+      return `${both.join("; ")}; ${drawing}.`;
+    };
+    return [said(Infinity, true), ...[Infinity, 9, 7, 5, 3].map((room) => said(room, false))];
   }
-  if (!fidelity || !heldOut) return `Not measured on held-out images; ${drawing}.`;
+  const size = `${kernelsText(variant)} of kernels, `;
+  if (!fidelity || !heldOut)
+    return [size, ""].map((before) => `${capitalized(`${before}not measured on held-out images`)}; ${drawing}.`);
   const [inside, random, average] = baselinesOf(fidelity);
-  const where = inside ? middle(fidelity) + closed(overall(fidelity, decimal)) : "";
-  const images = fidelity.foundOn
-    ? `the ${plural(heldOut.count, "image")} that it was found on`
-    : `${count(heldOut.count)} unseen images`;
   const best = fidelity.controls && decisiveOf(fidelity, fidelity.controls.best);
-  const beside = [
-    ...(random === null ? [] : [`random ${decimal(random)}`]),
-    ...(average === null ? [] : [`average map ${decimal(average)}`]),
-    ...(best === null ? [] : [`best control ${decimal(best)}`]),
-  ];
-  const verdict =
-    variant.role === "control" ? capitalized(plain(variant.name)) : VERDICTS[fidelity.verdict] + found(variant);
-  const kept = `${r2(variant)}${where} on ${images}${beside.length ? ` (${beside.join(", ")})` : ""}${fitted(variant)}`;
-  return `${verdict}: ${kept}; ${drawing}.`;
+  const name = variant.role === "control" ? capitalized(plain(variant.name)) : null;
+  const doubt = doubtOf(variant);
+  const shown = name === null && doubt === null && fidelity.verdict.startsWith("keeps"); // the verdict, by R²
+  return Array.from({ length: IMAGES! + 1 }, (_, without) => {
+    const has = (what: number | undefined) => without < what!;
+    const verdict = has(WORDS)
+      ? (name ?? VERDICTS[fidelity.verdict]) + found(variant)
+      : name === null
+        ? doubt
+          ? DOUBTS[doubt][1]
+          : SHORT[fidelity.verdict]
+        : shorten(name, has(ONE) ? Infinity : 7, 1);
+    const where = !inside ? "" : has(WORDS) || fidelity.interior === "central" ? middle(fidelity) : " inside";
+    const images = !fidelity.foundOn
+      ? plural(heldOut.count, "unseen image")
+      : has(WORDS)
+        ? `the ${plural(heldOut.count, "image")} that it was found on`
+        : plural(heldOut.count, "training image");
+    const beside = [
+      ...(random === null || !(has(OTHERS) || best === null) ? [] : [`random ${decimal(random)}`]),
+      ...(average === null || !(has(OTHERS) || best === null) ? [] : [`average map ${decimal(average)}`]),
+      ...(best === null ? [] : [`best control ${decimal(best)}`]),
+    ];
+    return [
+      has(ONE) || !shown ? `${verdict}: ` : "",
+      has(ONE) || shown ? size : "",
+      !has(IMAGES) && fidelity.foundOn ? "training " : "",
+      r2(variant),
+      where,
+      inside && has(EVERYWHERE) ? closed(overall(fidelity, decimal)) : "",
+      has(IMAGES) ? ` on ${images}` : "",
+      beside.length && has(BASELINES) ? ` (${beside.join(", ")})` : "",
+      has(CONSTANTS) ? fitted(variant) : "",
+      `; ${drawing}`,
+      all || numbers.r2Drawn === null || !has(ALONE) ? "" : `, alone R² ${decimal(numbers.r2Drawn)}`,
+      ".",
+    ].join("");
+  });
+}
+
+/** The share of kernels that a circuit keeps: "5 %", "0.22 %". */
+function kernelsText({ kept, relevant }: Variant): string {
+  const kernels = kept / relevant;
+  if (kernels > 0 && kernels < 1e-4) return "<0.01 %";
+  return kernels < 0.1 ? `${Number((100 * kernels).toPrecision(2))} %` : percent(kernels);
 }
 
 /** Whether R² away from the border decides, and that of the random circuit and of the average map there. */
@@ -136,14 +188,22 @@ function fitted({ calibration }: Variant): string {
   return calibration?.constants ? `, with ${plural(calibration.constants, "fitted constant")}` : "";
 }
 
-/** What takes something from a verdict: its controls. */
-function found({ fidelity, calibration }: Variant): string {
-  if (fidelity?.verdict !== "keeps" && fidelity?.verdict !== "keeps in part") return "";
-  if (!fidelity.controls) return calibration ? ", but no controls were fitted" : "";
-  if (fidelity.controls.verdict === "found") return "";
-  return fidelity.controls.verdict === "not found"
-    ? ", but no better than its controls"
-    : ", but not decided whether better than its controls";
+/** What takes something from a verdict on a circuit that keeps its feature, after it and in place of it. */
+const DOUBTS = {
+  "no controls": [", but no controls were fitted", "No controls"],
+  "not found": [", but no better than its controls", "Controls as good"],
+  "not decided": [", but not decided whether better than its controls", "Not decided"],
+} as const;
+
+function doubtOf({ fidelity, calibration }: Variant): keyof typeof DOUBTS | null {
+  if (!fidelity?.verdict.startsWith("keeps")) return null;
+  if (!fidelity.controls) return calibration ? "no controls" : null;
+  return fidelity.controls.verdict === "found" ? null : fidelity.controls.verdict;
+}
+
+function found(variant: Variant): string {
+  const doubt = doubtOf(variant);
+  return doubt === null ? "" : DOUBTS[doubt][0];
 }
 
 /** R² away from the border where it is known, else over all positions. */
