@@ -73,12 +73,12 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
     moreLabels(
       hidden.map(({ count, shown: share }) => ({ count, share })),
       columns,
-      end + sizes.gap * 1.6,
+      end + sizes.gap * (canvas.height === undefined ? 1.6 : 0.8),
       sizes,
     );
   const endOf = (more: Omit<More, "column">[]) =>
     Math.max(0, ...more.map(({ label, bar }) => Math.max(labelBox(label).bottom, bar.y + bar.height)));
-  const top = heads.bottom + sizes.gap * 1.4;
+  const top = heads.bottom + sizes.gap * (canvas.height === undefined ? 1.4 : 0.8);
   const natural = picturesOf(parts, selection, full, view.paths === "all" ? columns.node : columns.main, columns);
   // What is dimmed gives way first: pictures of main paths stay so large while there is room for that.
   const held = view.paths === "main" ? columns.main[0] : 0;
@@ -92,8 +92,9 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
     const half = sideAt(thing, scale, floor) / 2;
     const text = lines.get(thing);
     if (!text) {
-      const reach = unnamed.has(thing) ? half : Math.max(half, besideSize(sizes) / 2);
-      return { above: reach, below: reach, gap: sizes.gap * (held && full[thing] ? 0.36 : 0.5 * scale) };
+      const reach = unnamed.has(thing) ? half : Math.max(half, besideSize(sizes) * 0.56);
+      // Pictures of four parts need more than the gap between these to be told apart.
+      return { above: reach, below: reach, gap: sizes.gap * (0.5 * scale + (held && full[thing] ? 0.36 : 0)) };
     }
     const maps = inner.has(thing) ? innerSide(sizes) + sizes.small * 0.2 : 0;
     const below = Math.max(text.length * lineHeight(sizes.small), maps) + 2;
@@ -229,7 +230,7 @@ const SCROLL_BAR = 16; // px
 // dimmed loses its number and becomes a speck. Only then do pictures of main paths get smaller than their least side.
 const CROWDED = 0.6; // of natural sizes: with less, labels stand beside the pictures, if all are lit
 const SMALLEST = 0.4; // with labels
-const SPECK = 0.12; // of what is dimmed, without
+const SPECK = 0.1; // of what is dimmed, without
 
 /** The tiles of a picture: four where there are as many and they are wanted, else the best. */
 function mosaic(tiles: number[], four: boolean): number[] {

@@ -81,12 +81,12 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
 }
 
 // What the forms of a figure's caption are without, each also without all before it: long words, baselines beside the
-// best control, R² of what is drawn, R² over all positions, constants, the best control, one of two things (the verdict
-// if R² shows it as well, else the circuit's size), and the number of images.
-const [WORDS, OTHERS, ALONE, EVERYWHERE, CONSTANTS, BASELINES, ONE, IMAGES] = [1, 2, 3, 4, 5, 6, 7, 8];
+// best control, R² of what is drawn, R² over all positions, constants, the best control, the circuit's size, and the
+// number of images.
+const [WORDS, OTHERS, ALONE, EVERYWHERE, CONSTANTS, BASELINES, SIZE, IMAGES] = [1, 2, 3, 4, 5, 6, 7, 8] as const;
 
 /** A figure's caption in forms from the fullest to the shortest, of which the first that fits one line is printed. Each
- *  is true, gives R² and what is drawn, and says so if the circuit may be no better than its controls. */
+ *  is true and has the verdict, which no baseline may contradict, R² and what is drawn. */
 export function figureCaptions(graph: Graph, view: View, numbers: Caption): string[] {
   const { variants, heldOut } = graph.document;
   const variant = variants[view.variant]!;
@@ -97,39 +97,20 @@ export function figureCaptions(graph: Graph, view: View, numbers: Caption): stri
   const drawing = all
     ? `all ${plural(numbers.ofKernels, "kernel")} drawn`
     : `${count(numbers.filters)} of ${plural(numbers.ofFilters, "filter")} drawn`;
-  const r2 = ({ fidelity: of }: Variant) => {
-    if (!of) return "not measured";
-    const value = decisive(of);
-    return `R² ${value === null ? "not defined" : decimal(value)}`;
-  };
-  if (view.compare !== null) {
-    const said = (room: number, constants: boolean) => {
-      const both = [view.variant, view.compare!].map((each) => {
-        const name = shorten(circuitName(graph, each, view), room, 1);
-        return `${name}: ${r2(variants[each]!)}${constants ? fitted(variants[each]!) : ""}`;
-      });
-      return `${both.join("; ")}; ${drawing}.`;
-    };
-    return [said(Infinity, true), ...[Infinity, 9, 7, 5, 3].map((room) => said(room, false))];
-  }
+  if (view.compare !== null) return compared(graph, view, drawing);
   const size = `${kernelsText(variant)} of kernels, `;
   if (!fidelity || !heldOut)
     return [size, ""].map((before) => `${capitalized(`${before}not measured on held-out images`)}; ${drawing}.`);
   const [inside, random, average] = baselinesOf(fidelity);
   const best = fidelity.controls && decisiveOf(fidelity, fidelity.controls.best);
   const name = variant.role === "control" ? capitalized(plain(variant.name)) : null;
-  const doubt = doubtOf(variant);
-  const shown = name === null && doubt === null && fidelity.verdict.startsWith("keeps"); // the verdict, by R²
-  return Array.from({ length: IMAGES! + 1 }, (_, without) => {
-    const has = (what: number | undefined) => without < what!;
+  return Array.from({ length: IMAGES + 1 }, (_, without) => {
+    const has = (what: number) => without < what;
     const verdict = has(WORDS)
       ? (name ?? VERDICTS[fidelity.verdict]) + found(variant)
       : name === null
-        ? doubt
-          ? DOUBTS[doubt][1]
-          : SHORT[fidelity.verdict]
-        : shorten(name, has(ONE) ? Infinity : 7, 1);
-    const where = !inside ? "" : has(WORDS) || fidelity.interior === "central" ? middle(fidelity) : " inside";
+        ? shortVerdict(variant)
+        : shorten(name, has(SIZE) ? Infinity : 7, 1);
     const images = !fidelity.foundOn
       ? plural(heldOut.count, "unseen image")
       : has(WORDS)
@@ -141,11 +122,11 @@ export function figureCaptions(graph: Graph, view: View, numbers: Caption): stri
       ...(best === null ? [] : [`best control ${decimal(best)}`]),
     ];
     return [
-      has(ONE) || !shown ? `${verdict}: ` : "",
-      has(ONE) || shown ? size : "",
+      `${verdict}: `,
+      has(SIZE) ? size : "",
       !has(IMAGES) && fidelity.foundOn ? "training " : "",
-      r2(variant),
-      where,
+      `R² ${r2Text(fidelity)}`,
+      placeOf(fidelity, has(WORDS)),
       inside && has(EVERYWHERE) ? closed(overall(fidelity, decimal)) : "",
       has(IMAGES) ? ` on ${images}` : "",
       beside.length && has(BASELINES) ? ` (${beside.join(", ")})` : "",
@@ -155,6 +136,47 @@ export function figureCaptions(graph: Graph, view: View, numbers: Caption): stri
       ".",
     ].join("");
   });
+}
+
+/** The same of two circuits: without long words, constants, verdicts and the number of images, then with shorter and
+ *  shorter names. */
+function compared(graph: Graph, view: View, drawing: string): string[] {
+  const both = [view.variant, view.compare!].map((each) => graph.document.variants[each]!);
+  const measured = both.flatMap(({ fidelity }) => fidelity ?? []);
+  const unseen = measured.length > 0 && !measured.some(({ foundOn }) => foundOn);
+  return [...[0, 0, 0, 0, 0], 10, 8, 6, 4, 2.5].map((room, without) => {
+    const places = new Set(measured.map((each) => placeOf(each, !without)));
+    const alike = places.size < 2; // they are said once
+    const said = both.map((variant, i) => {
+      const { fidelity: of } = variant;
+      const name = circuitName(graph, i ? view.compare! : view.variant, view);
+      const about = [
+        room ? shorten(name, room, 1) : name,
+        of && without < 3 ? lower(shortVerdict(variant)) : "",
+        of?.foundOn ? (without ? "training" : "training images") : "",
+      ];
+      const r2 = of ? r2Text(of) + (alike ? "" : placeOf(of, !without)) : "not measured";
+      return `${r2} (${about.filter(Boolean).join(", ")}${without < 2 ? fitted(variant) : ""})`;
+    });
+    const on = unseen && without < 4 ? ` on ${plural(graph.document.heldOut!.count, "unseen image")}` : "";
+    return `R²${alike ? [...places].join("") : ""}${on}: ${said.join(", ")}; ${drawing}.`;
+  });
+}
+
+function r2Text(of: Fidelity): string {
+  const value = decisive(of);
+  return value === null ? "not defined" : decimal(value);
+}
+
+/** Where R² that decides is of; "" for all positions. */
+function placeOf(of: Fidelity, long: boolean): string {
+  if (!baselinesOf(of)[0]) return "";
+  return long || of.interior === "central" ? middle(of) : " inside";
+}
+
+function shortVerdict(variant: Variant): string {
+  const doubt = doubtOf(variant);
+  return doubt ? DOUBTS[doubt][1] : SHORT[variant.fidelity!.verdict];
 }
 
 /** The share of kernels that a circuit keeps: "5 %", "0.22 %". */
