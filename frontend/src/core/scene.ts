@@ -176,7 +176,7 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
                 columns.x[c]!,
                 y[unit]!,
                 sides[unit]!,
-                unnamed.has(unit) ? 0 : columns.room * (full[unit] ? 0.52 : 0.42),
+                unnamed.has(unit) ? 0 : columns.room * (full[unit] ? 0.6 : 0.42),
                 sizes,
               ),
               inner: [],
