@@ -98,8 +98,10 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
     }
     const maps = inner.has(thing) ? innerSide(sizes) + sizes.small * 0.2 : 0;
     const below = Math.max(text.length * lineHeight(sizes.small), maps) + 2;
-    return { above: half, below: half + below, gap: sizes.gap * scale };
+    return { above: half, below: half + below, gap: sizes.gap * Math.max(scale, 0.36) };
   };
+  // Beside a picture, a number of three digits would leave less than half of a column to edges.
+  const narrow = held / 2 + textWidth("888", besideSize(sizes)) > columns.room * 0.47;
   const above = Math.min(top, ...heads.labels.map((label) => labelBox(label).top));
   const bar = canvas.width > within.width ? SCROLL_BAR : 0;
   const room = (canvas.height ?? 0) - bar - (top - above) - endOf(moreAt(0));
@@ -116,12 +118,13 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
       for (scale = 1; !fits(); scale -= 0.02) if (scale <= least) return false;
       return true;
     };
-    if (!shrunk(held ? SMALLEST : CROWDED)) {
+    const specks = () => {
+      for (const thing of column) if (!full[thing]) unnamed.add(thing);
+      return shrunk(SPECK);
+    };
+    if (!shrunk(held ? SMALLEST : CROWDED) && !(held && narrow && specks())) {
       for (const thing of column) if (!inner.has(thing) && thing !== parts.root) lines.delete(thing);
-      if (!shrunk(SMALLEST) && held) {
-        for (const thing of column) if (!full[thing]) unnamed.add(thing);
-        if (!shrunk(SPECK)) while (!fits() && floor > 0) floor -= 1;
-      }
+      if (!shrunk(SMALLEST) && held && !specks()) while (!fits() && floor > 0) floor -= 1;
     }
     for (const thing of column) if (thing < sides.length) sides[thing] = sideAt(thing, scale, floor);
   }
@@ -227,7 +230,8 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
 
 const SCROLL_BAR = 16; // px
 // What gives way so that a column fits a height, in this order: pictures shrink, labels stand beside them, and what is
-// dimmed loses its number and becomes a speck. Only then do pictures of main paths get smaller than their least side.
+// dimmed loses its number and becomes a speck, which in narrow columns comes before labels beside. Only then do pictures
+// of main paths get smaller than their least side.
 const CROWDED = 0.6; // of natural sizes: with less, labels stand beside the pictures, if all are lit
 const SMALLEST = 0.4; // with labels
 const SPECK = 0.1; // of what is dimmed, without
