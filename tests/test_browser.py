@@ -491,6 +491,27 @@ def test_the_page_fits_its_window(show, size):
             assert box_of(page.locator(part))[3] <= size[1]
 
 
+@pytest.mark.parametrize("seed", [0, 2])
+def test_in_a_comparison_lit_pictures_measure_48_pixels_and_the_page_fits_its_window(show, seed):
+    """Also in columns of five and six lit filters, whose numbers all stand below them or beside them."""
+    view = View(compare=1)
+    document = plain(widths=(12,) * 6 + (1,), density=0.4, seed=seed, variants=2, measured=True, view=view)
+    page = show(document, viewport={"width": 1280, "height": 720})
+    expect(page.locator("[part=compare]")).to_have_value("1")
+    columns = {}
+    for node in page.locator(".node.lit:not(.target)").all():
+        left, top, right, bottom = box_of(node.locator(".frame"))
+        assert min(right - left, bottom - top) >= 48 - 0.01
+        number = document.nodes.unit[int(node.get_attribute("data-node"))]
+        assert node.locator("tspan").all_text_contents() == [str(number)]
+        columns.setdefault(round(left + right), []).append(number)
+    assert max(map(len, columns.values())) == {0: 5, 2: 6}[seed]
+    stage = page.locator(".stage")
+    assert stage.evaluate("e => e.scrollHeight <= e.clientHeight && e.scrollWidth <= e.clientWidth")
+    assert page.evaluate("document.documentElement.scrollHeight") == 720
+    assert box_of(page.locator(".legend"))[3] <= 720
+
+
 def test_numbers_and_maps_are_in_sight_beside_nine_crops(show):
     document = DOCUMENTS["plain"]()
     tiles = next(each for each in document.pictures if each.name == "patches")

@@ -129,9 +129,12 @@ def test_text_is_text_and_no_smaller_than_six_points(case):
     words = " ".join(" ".join(element.itertext()) for element in texts)
     if document.meta.title.isprintable():
         assert document.meta.title in words
-    words = re.sub(r"\s+", " ", words)
-    assert re.search(r"; (all [\d,]+ kernels?|[\d,]+ of [\d,]+ filters?) drawn(, alone R² \S+)?\.", words)
+    drawn = r"; (all [\d,]+ kernels?|[\d,]+ of [\d,]+ filters?) drawn(, alone R² \S+)?\.$"
+    (caption,) = [element for element in texts if re.search(drawn, "".join(element.itertext()))]
+    assert not list(caption)  # one line
     described = root.find(f"{SVG}desc").text
+    if document.meta.feature.isprintable():
+        assert described.startswith(f"{document.meta.model}, {document.meta.feature}: ")
     assert ("The whole circuit is drawn: " in described) != ("of the target's score" in described)
 
 

@@ -629,9 +629,12 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page, folder):
         "Kept in this page's address alone: the project keeps"
     )
     expect(page.locator(".beside tbody td").first).to_contain_text("on 6 crops")
-    page.set_viewport_size({"width": 1440, "height": 810})
-    place = page.get_by_role("region", name="the diagram").bounding_box()
-    assert place["y"] + place["height"] <= 810  # figures are below the diagram, as on a circuit's page
+    for width, height in ((1280, 720), (1440, 810)):
+        page.set_viewport_size({"width": width, "height": height})
+        place = page.get_by_role("region", name="the diagram").bounding_box()
+        assert place["y"] + place["height"] <= height  # figures are below the diagram, as on a circuit's page
+        # Room for six filters of 48 px in a column: frontend/test/core.test.ts has the sum.
+        assert page.locator("[part=diagram] .stage-frame").bounding_box()["height"] >= 398 + 16
     fits(page)
 
 

@@ -22,7 +22,7 @@ import { mainPaths, unitsIn } from "../src/core/story.js";
 import { svg } from "../src/core/svg.js";
 import { textWidth, wrap } from "../src/core/text.js";
 import { DEFAULT_VIEW, type Document, EdgeKind, type Meta, NodeKind, type View } from "../src/core/types.js";
-import { figureCaption, headline, r2Table } from "../src/core/verdict.js";
+import { figureCaptions, headline, r2Table } from "../src/core/verdict.js";
 import { defaultView, imagesOf, onPaper, ownView, readViewFile, viewFile, viewOf } from "../src/core/view.js";
 import { pack, randomDocument, randomness, specimen } from "./documents.js";
 import { aliveByPaths, flowByRecursion } from "./oracles.js";
@@ -412,9 +412,9 @@ function boxes(scene: Scene): [string, Box][] {
 
 test("nothing collides and nothing leaves the canvas, at any width", () => {
   for (const graph of SEEDS.map(large))
-    for (const canvas of CANVASES)
+    for (const canvas of [...CANVASES, { width: 726, medium: "screen", height: 440 } as const])
       for (const isolated of [null, graph.document.target]) {
-        const paths = isolated === null && canvas.width < 1000 ? "all" : "main";
+        const paths = isolated === null && canvas.width < 1000 && canvas.height === undefined ? "all" : "main";
         const scene = draw(graph, view({ isolate: isolated, compare: isolated === null ? null : 1, paths }), canvas);
         if (isolated !== null) assert.equal(scene.lit !== null, scene.nodes.length > 0);
         else if (paths === "all") assert.equal(scene.lit, null);
@@ -904,20 +904,61 @@ test("in a window, a wide network is scrolled rather than drawn with small pictu
   }
 });
 
+/** The columns of a scene: how high the room for pictures is, and what stands in it apart from the target. */
+function columnsOf(scene: Scene) {
+  const top = Math.max(...scene.headings.map((label) => labelBox(label).bottom));
+  const room = Math.min(...scene.more.map(({ bar }) => bar.y)) - top;
+  return [...new Set(scene.nodes.map(({ column }) => column))].map((column) => {
+    const nodes = scene.nodes.filter((node) => node.column === column && !node.target);
+    const of = (lit: boolean) => nodes.filter(({ main }) => main === lit);
+    const least = (lit: boolean) => Math.min(...of(lit).map(({ size }) => size));
+    const named = of(true).every(({ label, nodes }) => nodes.length > 1 || label.lines.length > 0);
+    return {
+      room,
+      named,
+      lit: of(true).length,
+      dimmed: of(false).length,
+      leastLit: least(true),
+      leastDimmed: least(false),
+    };
+  });
+}
+
 test("in a low window, what is dimmed gives way before pictures of the main paths do", () => {
   const graph = decode(randomDocument(2, { columns: 5, width: 20, readers: 6 }));
   let held = 0;
-  for (let height = 240; height <= 700; height += 10) {
-    const scene = draw(graph, view(), { width: 1000, height, medium: "screen" });
-    for (const column of new Set(scene.nodes.map(({ column }) => column))) {
-      const nodes = scene.nodes.filter((node) => node.column === column && !node.target);
-      const least = (lit: boolean) => Math.min(...nodes.filter(({ main }) => main === lit).map(({ size }) => size));
-      const dimmed = least(false) / 16; // of their own size
-      if (least(true) < 48) assert.ok(dimmed < 0.42 || dimmed === Infinity, `${height}: ${dimmed}`);
+  for (let height = 240; height <= 700; height += 10)
+    for (const { leastLit, leastDimmed } of columnsOf(draw(graph, view(), { width: 1000, height, medium: "screen" }))) {
+      const dimmed = leastDimmed / 16; // of their own size
+      if (leastLit < 48) assert.ok(dimmed < 0.11 || dimmed === Infinity, `${height}: ${dimmed}`);
       else if (dimmed < 0.9) held++;
     }
-  }
   assert.ok(held > 3, `${held}`);
+});
+
+test("in a window, a column with room for its lit pictures at 48 px has them so large, in comparisons as well", () => {
+  const promised = new Set<number>(); // numbers of lit pictures in a column of an explorer's comparison, at 1280 x 720
+  for (let seed = 0; seed < 10; seed++) {
+    const graph = decode(randomDocument(seed, { columns: 7, width: 30, readers: 8, exact: true, variants: 2 }));
+    for (const compare of [null, 1])
+      for (const [width, height] of [340, 398, 460, 520].flatMap(
+        (height) =>
+          [
+            [726, height],
+            [630, height],
+          ] as const,
+      )) {
+        const scene = draw(graph, view({ compare }), { width, height, medium: "screen" });
+        for (const { room, named, lit, dimmed, leastLit } of columnsOf(scene)) {
+          assert.ok(named);
+          const enough = room >= 51.7 * lit + 2.1 * dimmed + 11;
+          const least = enough ? 48 : (room - 11) / lit - 8;
+          assert.ok(lit === 0 || leastLit >= least, `${leastLit}: ${lit} and ${dimmed} in ${room}`);
+          if (enough && compare !== null && width === 726 && height === 398) promised.add(lit);
+        }
+      }
+  }
+  for (const lit of [1, 2, 3, 4, 5, 6]) assert.ok(promised.has(lit), `${lit} lit`);
 });
 
 test("a circuit that is drawn whole is drawn whole in every figure", () => {
@@ -972,15 +1013,20 @@ test("the verdict in one sentence and the table say no more than what was measur
     ["circuit", "random", "average map, no network"],
   );
   const figure = (some: Partial<View> = {}, canvas = CANVASES[2]!) => draw(graph, view(some), canvas).caption.lines;
+  const wide = (some: Partial<View> = {}) => figure(some, CANVASES[0]).join(" ");
   const drawn = `${numbers.filters} of ${numbers.ofFilters} filters drawn`;
   assert.deepEqual(figure(), [
-    "Keeps the feature: R\u00b2 0.75 away from the border on 40 unseen images (random 0.25, average map \u22120.02); " +
-      `${drawn}, alone R\u00b2 0.41.`,
+    "Keeps the feature: 100 % of kernels, R\u00b2 0.75 away from the border on 40 unseen images (random 0.25, average map " +
+      `\u22120.02); ${drawn}, alone R\u00b2 0.41.`,
   ]);
-  assert.ok(figure({}, CANVASES[3]!).length <= 4);
+  assert.deepEqual(figure({}, CANVASES[3]), [`Kept: R\u00b2 0.75 inside on 40 unseen images; ${drawn}.`]);
   holds(figure({ kernels: 100 }).join(" "), " filters drawn."); // what they do alone was not measured
-  assert.match(figure({ compare: 1 }).join(" "), /^circuit: R\u00b2 0\.75; random: R\u00b2 0\.25; .* filters drawn\.$/);
-  assert.match(figure({ variant: 1 }).join(" "), /^Random: R\u00b2 0\.25 /);
+  const drawnToo = /^R\u00b2 inside: 0\.75 \(circuit\), 0\.25 \(random\); \d+ of \d+ filters drawn\.$/;
+  assert.match(figure({ compare: 1 }, CANVASES[3]).join(" "), drawnToo);
+  const compared =
+    "R\u00b2 away from the border on 40 unseen images: 0.75 (circuit, kept), 0.25 (random, not decided); ";
+  assert.ok(wide({ compare: 1 }).startsWith(compared), wide({ compare: 1 }));
+  assert.match(figure({ variant: 1 }).join(" "), /^Random: 100 % of kernels, R\u00b2 0\.25 /);
   const controls = {
     verdict: "found",
     sentence: "",
@@ -996,6 +1042,7 @@ test("the verdict in one sentence and the table say no more than what was measur
     const other = { name: best, r2: 0.4, r2Interior: 0.31, r2Rectified: null };
     circuit!.fidelity!.controls = { ...controls, best, rivals: [relabelled, other] };
     holds(of().said, words); // the best control is never left out
+    holds(wide(), "best control 0.31)");
     holds(figure().join(" "), "best control 0.31)");
     const rows = of().table!.rows.filter(({ name }) => name.startsWith("same graph"));
     assert.deepEqual(
@@ -1005,7 +1052,8 @@ test("the verdict in one sentence and the table say no more than what was measur
   }
   circuit!.fidelity!.controls = none;
   circuit!.calibration = { constants: 3, images: 9, gain: pack("float32", graph.source) };
-  holds(figure().join(" "), "Keeps the feature, but no controls were fitted: ");
+  holds(wide(), "Keeps the feature, but no controls were fitted: 100 % of kernels, ");
+  assert.match(figure({}, CANVASES[3]).join(" "), /^No controls: R\u00b2 0\.75 inside on 40 unseen images; /);
   holds(of().said, "Keeps the feature, but no controls were fitted: ");
   holds(of({ compare: 1 }).said, "circuit keeps the feature, but no controls were fitted, 75 % of its variance; ");
   assert.ok(!of().kept);
@@ -1017,7 +1065,8 @@ test("the verdict in one sentence and the table say no more than what was measur
   assert.doesNotMatch(of().said, /over all positions/); // 42 %, too
   Object.assign(circuit!.fidelity!, { r2: 0.35, r2Interior: 0.42 });
   holds(of().said, ": 42 % of its variance away from the border, 35 % over all positions, on the very 40 images");
-  holds(figure().join(" "), ": R\u00b2 0.42 away from the border, 0.35 over all positions, on the 40 images");
+  holds(wide(), ", R\u00b2 0.42 away from the border, 0.35 over all positions, on the 40 images that it was found on");
+  holds(figure({}, CANVASES[3]).join(" "), "Not kept: R\u00b2 0.42 inside on 40 training images; ");
   holds(of({ compare: 1 }).said, ", 42 % of its variance away from the border, 35 % over all positions; random ");
   Object.assign(circuit!.fidelity!, { r2: 0.9, r2Interior: -0.4 });
   holds(
@@ -1027,14 +1076,62 @@ test("the verdict in one sentence and the table say no more than what was measur
   holds(of().said, "; alone they do not reproduce it (R\u00b2 \u22120.10).");
   Object.assign(circuit!.fidelity!, { interior: "unknown", r2: 0.2 });
   holds(of().said, ": 20 % of its variance on the very 40 images that it was found on (random circuit 40 %");
-  holds(figure().join(" "), ": R\u00b2 0.20 on the 40 images that it was found on (random 0.40, average map 0.35)");
+  holds(wide(), ", R\u00b2 0.20 on the 40 images that it was found on (random 0.40, average map 0.35)");
   circuit!.fidelity!.r2 = null;
-  holds(figure().join(" "), ": R\u00b2 not defined on the 40 images");
+  holds(figure().join(" "), ", R\u00b2 not defined on 40 training images");
   circuit!.fidelity = control!.fidelity = null;
-  assert.match(figure().join(" "), /^Not measured on held-out images; .* filters drawn\.$/);
+  assert.match(figure().join(" "), /^100 % of kernels, not measured on held-out images; .* filters drawn\.$/);
   assert.match(of().said, /^Not measured: /);
   assert.match(of({ compare: 1 }).said, /^Not measured: /);
   assert.equal(of().table, null);
+});
+
+test("a figure's caption is one line at every width, and its short forms say nothing that the full one does not", () => {
+  const graph = decode(randomDocument(2, { columns: 3, width: 8, readers: 4, variants: 3 }));
+  const [circuit, control, other] = graph.document.variants;
+  const { fidelity } = circuit!;
+  for (const [i, kept] of [7, 1234, 99_999].entries())
+    Object.assign(graph.document.variants[i]!, { kept, relevant: 12_345_678 });
+  Object.assign(control!, { name: "a random circuit of as many kernels in every layer", fidelity });
+  Object.assign(other!, { name: "a circuit of a criterion with a very long name 12.345 %" });
+  graph.document.heldOut!.count = 12_345;
+  Object.assign(fidelity!, { r2: 0.35, r2Interior: -12.42, r2Random: -1.25 });
+  const rival = { name: "redrawn", r2: 0.3, r2Interior: 0.31, r2Rectified: null } as const;
+  const shared = { sentence: "", margin: 0.3, noise: 0.1, best: rival.name, rivals: [rival] };
+  const views = [{}, { kernels: 30 }, { variant: 1 }, { compare: 2 }].map((at) => view({ ...at, nodesPerColumn: 3 }));
+  const numbersIn = (text: string): string[] => text.match(/\u2212?\d[\d.,]*\d|\d/g) ?? [];
+  const printed = new Set<number>();
+  let round = 0;
+  const check = (at: View, good: boolean) => {
+    const scenes = CANVASES.slice(2).map((canvas) => draw(graph, at, canvas));
+    const forms = figureCaptions(graph, at, scenes[0]!.numbers);
+    for (const { caption } of scenes) {
+      assert.equal(caption.lines.length, 1, forms.at(-1));
+      assert.ok(forms.includes(caption.lines[0]!));
+      printed.add(forms.indexOf(caption.lines[0]!));
+    }
+    for (const [i, form] of forms.entries()) {
+      assert.match(form, /R\u00b2.*; \d+ of \d+ filters drawn(, alone R\u00b2 \S+)?\.$/);
+      if (i > 1) assert.ok(textWidth(form, 1) <= textWidth(forms[i - 1]!, 1), form);
+      assert.equal(/found on|training/.test(form), fidelity!.foundOn);
+      if (at.compare !== null) continue; // names are shortened
+      for (const each of numbersIn(form)) assert.ok(numbersIn(forms[0]!).includes(each), `${each}: ${form}`);
+      const doubted = /no controls|controls as good|no better than|not decided|not kept|does not keep/i;
+      if (at.variant === 0) assert.equal(doubted.test(form), !good, form);
+    }
+  };
+  for (const verdict of ["keeps", "keeps in part", "does not keep", "not decided"] as const)
+    for (const found of ["found", "not found", "not decided", null] as const)
+      for (const interior of ["inside", "central", "unknown"] as const)
+        for (const constants of [0, 123_456]) {
+          const controls = found && { ...shared, verdict: found };
+          Object.assign(fidelity!, { verdict, interior, controls, foundOn: ++round % 5 < 2 });
+          other!.fidelity!.interior = interior; // one feature has one interior
+          circuit!.calibration = constants ? { constants, images: 9, gain: pack("float32", graph.source) } : null;
+          const good = verdict.startsWith("keeps") && (found === "found" || (found === null && !constants));
+          for (const at of views) check(at, good);
+        }
+  assert.ok(printed.size > 5, `${[...printed]}`);
 });
 
 test("a fitted circuit is said to be one, and so is what was done to the random one beside it", () => {
@@ -1063,7 +1160,7 @@ test("the caption says whether a fitted circuit was found or made by its constan
   assert.doesNotMatch(say(), /controls|found/);
   const short = (at: View) => {
     const { numbers } = draw(graph, at, CANVASES[0]!);
-    return [figureCaption(graph, at, numbers), headline(graph, at, numbers).text];
+    return [figureCaptions(graph, at, numbers)[0]!, headline(graph, at, numbers).text];
   };
   for (const text of short(view())) assert.doesNotMatch(text, /constant/);
   circuit!.calibration = control!.calibration = calibration;
@@ -1233,7 +1330,7 @@ test("where two circuits are compared, every text names both; one alone is the c
     const scene = draw(graph, at, CANVASES[0]!);
     const texts = [
       scene.numbers.text,
-      figureCaption(graph, at, scene.numbers),
+      figureCaptions(graph, at, scene.numbers)[0],
       scene.legend.map(({ label }) => label.title).join(),
       headline(graph, at, scene.numbers).text,
       r2Table(graph, at, scene.numbers)!

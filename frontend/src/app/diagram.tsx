@@ -15,13 +15,12 @@ import { NodeKind } from "../core/types.js";
 import { choose, clear, hold, isolateNode, open, pin, reroot } from "./actions.js";
 import { nearest } from "./geometry.js";
 import type { PositionMap } from "./pictures.js";
-import type { Store } from "./store.js";
+import { AROUND, type Store } from "./store.js";
 import { spokenTarget } from "./target.js";
 import { Kernel, pure, Tile } from "./ui.js";
 import { Pan, wheel } from "./zoom.js";
 
 const REACH = 7; // px from an edge at which the pointer is on it
-const MARGIN = 14; // px around what is drawn
 const WIDEST = 8; // px: an edge of the greatest effect
 const LABEL =
   "circuit diagram: arrow keys move between filters, Enter draws one as the target, Space isolates it, p pins it";
@@ -189,9 +188,13 @@ export function bodyOf(scene: Scene): { top: number; height: number } {
     ...scene.headings.map((label) => labelBox(label).top),
     ...scene.nodes.map(({ y, size }) => y - size / 2),
   ];
-  const ends = [...scene.nodes, ...scene.more].map(({ label }) => labelBox(label).bottom + label.size);
-  const top = Math.min(...tops, scene.height) - MARGIN;
-  return { top, height: Math.max(...ends, top + 100) + MARGIN - top };
+  const ends = [
+    ...[...scene.nodes, ...scene.more].map(({ label }) => labelBox(label).bottom),
+    ...scene.nodes.map(({ y, size }) => y + size / 2),
+    ...scene.more.map(({ bar }) => bar.y + bar.height),
+  ];
+  const top = Math.min(...tops, scene.height) - AROUND;
+  return { top, height: Math.max(...ends, top + 100) + AROUND - top };
 }
 
 /** A spoken name with what is seen of it before it, unless it has that: who speaks to the page says what is seen. */

@@ -70,7 +70,7 @@ export interface Store {
   close(): void;
 }
 
-export const AROUND = 42; // px above and below what is drawn
+export const AROUND = 8; // px above what is drawn, and below it
 const WRITE_AFTER = 150; // ms: browsers refuse a URL that changes with every step of a slider
 
 /** Throws DocumentError if the document cannot be drawn. */
@@ -92,7 +92,7 @@ export function createStore(source: Source): Store {
     draw(graph, JSON.parse(layout.value) as View, {
       width: width.value,
       medium: "screen",
-      height: height.value - AROUND,
+      height: height.value - 2 * AROUND,
     }),
   );
   const flow = computed(() => plan.value.flow);

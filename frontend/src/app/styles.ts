@@ -61,7 +61,7 @@ h1 { font-size: 18px; font-weight: 640; letter-spacing: -.005em; line-height: 1.
 [part="verdict"] { font-size: 14px; line-height: 1.4; margin-top: 2px; max-width: 130ch; overflow-wrap: anywhere; }
 .kept { color: var(--good); }
 .legend {
-  display: flex; flex-wrap: wrap; gap: 0 20px; padding: 2px 24px 8px; font-size: 12px; color: var(--soft);
+  display: flex; flex-wrap: wrap; gap: 0 20px; padding: 2px 24px 4px; font-size: 12px; color: var(--soft);
   align-items: center;
 }
 .legend li { display: flex; align-items: center; gap: 7px; }
@@ -134,7 +134,7 @@ dt { color: var(--soft); }
 .results li span { color: var(--soft); }
 
 .state {
-  display: flex; flex-wrap: wrap; gap: 2px 6px; align-items: center; min-height: 32px; padding: 1px 0;
+  display: flex; flex-wrap: wrap; gap: 2px 6px; align-items: center; min-height: 30px; padding: 1px 0;
   font-size: 12.5px; color: var(--soft);
 }
 .state b { color: var(--ink); font-weight: 600; }

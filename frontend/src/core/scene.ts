@@ -22,7 +22,7 @@ import { carried, insideText, light, of, type Parts, partsOf, pinned, type Selec
 import { mainPaths, type Story, unitsIn } from "./story.js";
 import { plain, shorten, textWidth, wrap } from "./text.js";
 import { EdgeKind, type View } from "./types.js";
-import { figureCaption } from "./verdict.js";
+import { figureCaptions } from "./verdict.js";
 
 /** The scene of a view. */
 export function draw(graph: Graph, view: View, within: Canvas): Scene {
@@ -49,7 +49,7 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
 
   const set = setOf(graph, view.pictures, view.variant);
   const inner = innerOf(graph, flow, parts, selection, columns, sizes);
-  const head = header(graph, figureCaption(graph, view, numbers), view, canvas, sizes, {
+  const head = header(graph, figureCaptions(graph, view, numbers), view, canvas, sizes, {
     bundles,
     hides: selection.kernels < numbers.ofKernels,
     inner: inner.size > 0,
@@ -73,17 +73,18 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
     moreLabels(
       hidden.map(({ count, shown: share }) => ({ count, share })),
       columns,
-      end + sizes.gap * 1.6,
+      end + sizes.gap * (canvas.height === undefined ? 1.6 : 0.8),
       sizes,
     );
   const endOf = (more: Omit<More, "column">[]) =>
     Math.max(0, ...more.map(({ label, bar }) => Math.max(labelBox(label).bottom, bar.y + bar.height)));
-  const top = heads.bottom + sizes.gap * 1.4;
+  const top = heads.bottom + sizes.gap * (canvas.height === undefined ? 1.4 : 0.8);
   const natural = picturesOf(parts, selection, full, view.paths === "all" ? columns.node : columns.main, columns);
   // What is dimmed gives way first: pictures of main paths stay so large while there is room for that.
   const held = view.paths === "main" ? columns.main[0] : 0;
   const sideAt = (thing: number, scale: number, floor: number) =>
     Math.max(natural[thing]! * scale, full[thing] ? Math.min(natural[thing]!, floor) : 0);
+  const unnamed = new Set<number>(); // what has no room for a label
   /** How far a thing extends, its picture and gap scaled. */
   const extent = (thing: number, scale: number, floor: number): Extent => {
     const lane = (sizes.lane * scale) / 2;
@@ -91,33 +92,39 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
     const half = sideAt(thing, scale, floor) / 2;
     const text = lines.get(thing);
     if (!text) {
-      const reach = Math.max(half, besideSize(sizes) / 2);
-      return { above: reach, below: reach, gap: sizes.gap * 0.5 * scale };
+      const reach = unnamed.has(thing) ? half : Math.max(half, besideSize(sizes) * 0.56);
+      // Pictures of four parts need more than the gap between these to be told apart.
+      return { above: reach, below: reach, gap: sizes.gap * (0.5 * scale + (held && full[thing] ? 0.36 : 0)) };
     }
     const maps = inner.has(thing) ? innerSide(sizes) + sizes.small * 0.2 : 0;
     const below = Math.max(text.length * lineHeight(sizes.small), maps) + 2;
-    return { above: half, below: half + below, gap: sizes.gap * scale };
+    return { above: half, below: half + below, gap: sizes.gap * Math.max(scale, 0.36) };
   };
+  // Beside a picture, a number of three digits would leave less than half of a column to edges.
+  const narrow = held / 2 + textWidth("888", besideSize(sizes)) > columns.room * 0.47;
   const above = Math.min(top, ...heads.labels.map((label) => labelBox(label).top));
   const bar = canvas.width > within.width ? SCROLL_BAR : 0;
   const room = (canvas.height ?? 0) - bar - (top - above) - endOf(moreAt(0));
   const extents = Array.from({ length: parts.members.length + lanes.length }, () => ({ above: 0, below: 0, gap: 0 }));
   const sides = [...natural];
   for (const column of layers.columns) {
-    /** How small things must be to fit: a scale, and the least side of what is lit. */
-    const fitting = (): [number, number] => {
-      for (let [scale, floor] = [1, held]; ; ) {
-        for (const thing of column) extents[thing] = extent(thing, scale, floor);
-        if (canvas.height === undefined || neededHeight(column, extents) <= room) return [scale, floor];
-        if (scale > SMALLEST) scale -= 0.02;
-        else if (floor > 0) floor -= 1;
-        else return [scale, floor];
-      }
+    let [scale, floor] = [1, held];
+    const fits = () => {
+      for (const thing of column) extents[thing] = extent(thing, scale, floor);
+      return canvas.height === undefined || neededHeight(column, extents) <= room;
     };
-    let [scale, floor] = fitting();
-    if (held ? floor < CROWDED * held : scale < CROWDED) {
+    /** Makes things smaller until they fit, down to a scale; whether they do. */
+    const shrunk = (least: number) => {
+      for (scale = 1; !fits(); scale -= 0.02) if (scale <= least) return false;
+      return true;
+    };
+    const specks = () => {
+      for (const thing of column) if (!full[thing]) unnamed.add(thing);
+      return shrunk(SPECK);
+    };
+    if (!shrunk(held ? SMALLEST : CROWDED) && !(held && narrow && specks())) {
       for (const thing of column) if (!inner.has(thing) && thing !== parts.root) lines.delete(thing);
-      [scale, floor] = fitting();
+      if (!shrunk(SMALLEST) && held && !specks()) while (!fits() && floor > 0) floor -= 1;
     }
     for (const thing of column) if (thing < sides.length) sides[thing] = sideAt(thing, scale, floor);
   }
@@ -164,7 +171,19 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
               sizes,
               nodeTitle(graph, parts, unit),
             )
-          : { label: beside(graph, parts, unit, columns.x[c]!, y[unit]!, sides[unit]!, columns, sizes), inner: [] }),
+          : {
+              label: beside(
+                graph,
+                parts,
+                unit,
+                columns.x[c]!,
+                y[unit]!,
+                sides[unit]!,
+                unnamed.has(unit) ? 0 : columns.room * (full[unit] ? 0.6 : 0.42),
+                sizes,
+              ),
+              inner: [],
+            }),
         target: unit === parts.root,
         main: full[unit] === 1,
         pinned: pins.has(unit),
@@ -210,8 +229,12 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
 }
 
 const SCROLL_BAR = 16; // px
-const SMALLEST = 0.4; // of the pictures' natural sizes, to fit a height
-const CROWDED = 0.6; // below that, of these or of what is lit at least, labels stand beside the pictures
+// What gives way so that a column fits a height, in this order: pictures shrink, labels stand beside them, and what is
+// dimmed loses its number and becomes a speck, which in narrow columns comes before labels beside. Only then do pictures
+// of main paths get smaller than their least side.
+const CROWDED = 0.6; // of natural sizes: with less, labels stand beside the pictures, if all are lit
+const SMALLEST = 0.4; // with labels
+const SPECK = 0.1; // of what is dimmed, without
 
 /** The tiles of a picture: four where there are as many and they are wanted, else the best. */
 function mosaic(tiles: number[], four: boolean): number[] {
@@ -222,7 +245,7 @@ function besideSize({ small }: Measures): number {
   return Math.max(6, small * 0.9);
 }
 
-/** The label of a dimmed unit, beside its picture; without lines where there is no room. */
+/** The label of a unit beside its picture, in some room from its center; without lines where that is too little. */
 function beside(
   graph: Graph,
   parts: Parts,
@@ -230,14 +253,14 @@ function beside(
   x: number,
   y: number,
   side: number,
-  columns: Columns,
+  room: number,
   sizes: Measures,
 ): Label {
   const at = x + side / 2 + sizes.gap * 0.3;
   const size = besideSize(sizes);
   const node = parts.members[unit]![0]!;
   const texts = parts.groups[unit] === null ? [parts.labels.get(node) ?? "", String(graph.unit[node])] : [];
-  const text = texts.find((each) => each && at - x + textWidth(each, size) < columns.room * 0.42);
+  const text = texts.find((each) => each && at - x + textWidth(each, size) < room);
   return line(text ? [text] : [], at, y + size * 0.36, size, "start", nodeTitle(graph, parts, unit));
 }
 
@@ -473,7 +496,7 @@ function severalLayers(graph: Graph, parts: Parts, columnCount: number, slot: (u
 
 function header(
   graph: Graph,
-  text: string,
+  captions: string[],
   view: View,
   canvas: Canvas,
   sizes: Measures,
@@ -492,9 +515,8 @@ function header(
     full,
   );
   const start = labelBox(title).bottom + sizes.font * 1.3;
-  // A number stays on the same line as its noun.
-  const glued = plain(text).replace(/ (=|%) ?/g, (sign) => sign.replace(/^ /, "\u00a0").replace("= ", "=\u00a0"));
-  const caption = line(wrap(glued, inner, sizes.font), sizes.margin, start, sizes.font, "start", "");
+  const said = captions.find((text) => textWidth(text, sizes.font) <= inner) ?? captions.at(-1)!;
+  const caption = line(wrap(said, inner, sizes.font), sizes.margin, start, sizes.font, "start", "");
   // A line is left for what is lit, so that nothing moves when something is.
   const note = line([], sizes.margin, start + caption.lines.length * lineHeight(sizes.font), sizes.font, "start", "");
   let bottom = labelBox({ ...note, lines: [""] }).bottom;

@@ -2,6 +2,7 @@
 
 import { DARK, edgeColor, heat, LIGHT, type Palette } from "./color.js";
 import { type Graph, gainOf, kernel } from "./decode.js";
+import { count, plural } from "./format.js";
 import { measures } from "./place.js";
 import { short } from "./route.js";
 import { barWidth, edgeTitle } from "./scene.js";
@@ -56,10 +57,17 @@ export function svg(graph: Graph, scene: Scene, { dark = false, size = null, til
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" ${measured} ${box} font-family="${FONTS}" role="img">`,
     `<title>${escaped(plain(graph.document.meta.title))}</title>`,
-    `<desc>${escaped(plain(scene.numbers.text))}</desc>`,
+    `<desc>${escaped(plain(description(graph, scene)))}</desc>`,
     ...body,
     "</svg>\n",
   ].join("\n");
+}
+
+/** What a figure is of, and its caption in full. */
+function description({ document: { meta, variants } }: Graph, { view, numbers }: Scene): string {
+  const circuits = [view.variant, ...(view.compare === null ? [] : [view.compare])].map((each) => variants[each]!);
+  const sizes = circuits.map(({ kept, relevant }) => `${count(kept)} of ${plural(relevant, "kernel")} kept`);
+  return `${meta.model}, ${meta.feature}: ${sizes.join("; ")}. ${numbers.text}`;
 }
 
 /** "180mm" times a ratio. */

@@ -2,9 +2,9 @@
 
 import { type Caption, isMeasured, isWhole } from "./caption.js";
 import type { Graph } from "./decode.js";
-import { count, decimal, plural } from "./format.js";
+import { count, decimal, percent, plural } from "./format.js";
 import { circuitName } from "./names.js";
-import { plain } from "./text.js";
+import { plain, shorten } from "./text.js";
 import type { Fidelity, Rival, Variant, View } from "./types.js";
 
 export interface Headline {
@@ -18,6 +18,14 @@ const VERDICTS: Record<Fidelity["verdict"], string> = {
   "keeps in part": "Keeps the feature in part",
   "does not keep": "Does not keep the feature",
   "not decided": "Not decided whether it keeps the feature",
+};
+
+/** The same in a figure's caption that has less room. */
+const SHORT: Record<Fidelity["verdict"], string> = {
+  keeps: "Kept",
+  "keeps in part": "Kept in part",
+  "does not keep": "Not kept",
+  "not decided": "Not decided",
 };
 
 /** The verdict on a view's circuit and what of it is drawn. */
@@ -72,44 +80,110 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
   };
 }
 
-/** A figure's caption, one line of a paper: the verdict, R² with its baselines, and what is drawn. */
-export function figureCaption(graph: Graph, view: View, numbers: Caption): string {
+// What the forms of a figure's caption are without, each also without all before it: long words, baselines beside the
+// best control, R² of what is drawn, R² over all positions, constants, the best control, the circuit's size, and the
+// number of images.
+const [WORDS, OTHERS, ALONE, EVERYWHERE, CONSTANTS, BASELINES, SIZE, IMAGES] = [1, 2, 3, 4, 5, 6, 7, 8] as const;
+
+/** A figure's caption in forms from the fullest to the shortest, of which the first that fits one line is printed. Each
+ *  is true and has the verdict, which no baseline may contradict, R² and what is drawn. */
+export function figureCaptions(graph: Graph, view: View, numbers: Caption): string[] {
   const { variants, heldOut } = graph.document;
   const variant = variants[view.variant]!;
   const { fidelity } = variant;
   const whole =
     isWhole(graph, view) && view.compare === null && (view.root ?? graph.document.target) === graph.document.target;
   const all = whole && numbers.ofKernels > 0 && numbers.kernels >= numbers.ofKernels;
-  const alone = all || numbers.r2Drawn === null ? "" : `, alone R² ${decimal(numbers.r2Drawn)}`;
-  const filters = `${count(numbers.filters)} of ${plural(numbers.ofFilters, "filter")} drawn${alone}`;
-  const drawing = all ? `all ${plural(numbers.ofKernels, "kernel")} drawn` : filters;
-  const r2 = ({ fidelity: of }: Variant) => {
-    if (!of) return "not measured";
-    const value = decisive(of);
-    return `R² ${value === null ? "not defined" : decimal(value)}`;
-  };
-  if (view.compare !== null) {
-    const both = [view.variant, view.compare].map(
-      (each) => `${circuitName(graph, each, view)}: ${r2(variants[each]!)}${fitted(variants[each]!)}`,
-    );
-    return `${both.join("; ")}; ${drawing}.`;
-  }
-  if (!fidelity || !heldOut) return `Not measured on held-out images; ${drawing}.`;
+  const drawing = all
+    ? `all ${plural(numbers.ofKernels, "kernel")} drawn`
+    : `${count(numbers.filters)} of ${plural(numbers.ofFilters, "filter")} drawn`;
+  if (view.compare !== null) return compared(graph, view, drawing);
+  const size = `${kernelsText(variant)} of kernels, `;
+  if (!fidelity || !heldOut)
+    return [size, ""].map((before) => `${capitalized(`${before}not measured on held-out images`)}; ${drawing}.`);
   const [inside, random, average] = baselinesOf(fidelity);
-  const where = inside ? middle(fidelity) + closed(overall(fidelity, decimal)) : "";
-  const images = fidelity.foundOn
-    ? `the ${plural(heldOut.count, "image")} that it was found on`
-    : `${count(heldOut.count)} unseen images`;
   const best = fidelity.controls && decisiveOf(fidelity, fidelity.controls.best);
-  const beside = [
-    ...(random === null ? [] : [`random ${decimal(random)}`]),
-    ...(average === null ? [] : [`average map ${decimal(average)}`]),
-    ...(best === null ? [] : [`best control ${decimal(best)}`]),
-  ];
-  const verdict =
-    variant.role === "control" ? capitalized(plain(variant.name)) : VERDICTS[fidelity.verdict] + found(variant);
-  const kept = `${r2(variant)}${where} on ${images}${beside.length ? ` (${beside.join(", ")})` : ""}${fitted(variant)}`;
-  return `${verdict}: ${kept}; ${drawing}.`;
+  const name = variant.role === "control" ? capitalized(plain(variant.name)) : null;
+  return Array.from({ length: IMAGES + 1 }, (_, without) => {
+    const has = (what: number) => without < what;
+    const verdict = has(WORDS)
+      ? (name ?? VERDICTS[fidelity.verdict]) + found(variant)
+      : name === null
+        ? shortVerdict(variant)
+        : shorten(name, has(SIZE) ? Infinity : 7, 1);
+    const images = !fidelity.foundOn
+      ? plural(heldOut.count, "unseen image")
+      : has(WORDS)
+        ? `the ${plural(heldOut.count, "image")} that it was found on`
+        : plural(heldOut.count, "training image");
+    const beside = [
+      ...(random === null || !(has(OTHERS) || best === null) ? [] : [`random ${decimal(random)}`]),
+      ...(average === null || !(has(OTHERS) || best === null) ? [] : [`average map ${decimal(average)}`]),
+      ...(best === null ? [] : [`best control ${decimal(best)}`]),
+    ];
+    return [
+      `${verdict}: `,
+      has(SIZE) ? size : "",
+      !has(IMAGES) && fidelity.foundOn ? "training " : "",
+      `R² ${r2Text(fidelity)}`,
+      placeOf(fidelity, has(WORDS)),
+      inside && has(EVERYWHERE) ? closed(overall(fidelity, decimal)) : "",
+      has(IMAGES) ? ` on ${images}` : "",
+      beside.length && has(BASELINES) ? ` (${beside.join(", ")})` : "",
+      has(CONSTANTS) ? fitted(variant) : "",
+      `; ${drawing}`,
+      all || numbers.r2Drawn === null || !has(ALONE) ? "" : `, alone R² ${decimal(numbers.r2Drawn)}`,
+      ".",
+    ].join("");
+  });
+}
+
+/** The same of two circuits: without long words, constants, verdicts and the number of images, then with shorter and
+ *  shorter names. */
+function compared(graph: Graph, view: View, drawing: string): string[] {
+  const both = [view.variant, view.compare!].map((each) => graph.document.variants[each]!);
+  const measured = both.flatMap(({ fidelity }) => fidelity ?? []);
+  const unseen = measured.length > 0 && !measured.some(({ foundOn }) => foundOn);
+  return [...[0, 0, 0, 0, 0], 10, 8, 6, 4, 2.5].map((room, without) => {
+    const places = new Set(measured.map((each) => placeOf(each, !without)));
+    const alike = places.size < 2; // they are said once
+    const said = both.map((variant, i) => {
+      const { fidelity: of } = variant;
+      const name = circuitName(graph, i ? view.compare! : view.variant, view);
+      const about = [
+        room ? shorten(name, room, 1) : name,
+        of && without < 3 ? lower(shortVerdict(variant)) : "",
+        of?.foundOn ? (without ? "training" : "training images") : "",
+      ];
+      const r2 = of ? r2Text(of) + (alike ? "" : placeOf(of, !without)) : "not measured";
+      return `${r2} (${about.filter(Boolean).join(", ")}${without < 2 ? fitted(variant) : ""})`;
+    });
+    const on = unseen && without < 4 ? ` on ${plural(graph.document.heldOut!.count, "unseen image")}` : "";
+    return `R²${alike ? [...places].join("") : ""}${on}: ${said.join(", ")}; ${drawing}.`;
+  });
+}
+
+function r2Text(of: Fidelity): string {
+  const value = decisive(of);
+  return value === null ? "not defined" : decimal(value);
+}
+
+/** Where R² that decides is of; "" for all positions. */
+function placeOf(of: Fidelity, long: boolean): string {
+  if (!baselinesOf(of)[0]) return "";
+  return long || of.interior === "central" ? middle(of) : " inside";
+}
+
+function shortVerdict(variant: Variant): string {
+  const doubt = doubtOf(variant);
+  return doubt ? DOUBTS[doubt][1] : SHORT[variant.fidelity!.verdict];
+}
+
+/** The share of kernels that a circuit keeps: "5 %", "0.22 %". */
+function kernelsText({ kept, relevant }: Variant): string {
+  const kernels = kept / relevant;
+  if (kernels > 0 && kernels < 1e-4) return "<0.01 %";
+  return kernels < 0.1 ? `${Number((100 * kernels).toPrecision(2))} %` : percent(kernels);
 }
 
 /** Whether R² away from the border decides, and that of the random circuit and of the average map there. */
@@ -136,14 +210,22 @@ function fitted({ calibration }: Variant): string {
   return calibration?.constants ? `, with ${plural(calibration.constants, "fitted constant")}` : "";
 }
 
-/** What takes something from a verdict: its controls. */
-function found({ fidelity, calibration }: Variant): string {
-  if (fidelity?.verdict !== "keeps" && fidelity?.verdict !== "keeps in part") return "";
-  if (!fidelity.controls) return calibration ? ", but no controls were fitted" : "";
-  if (fidelity.controls.verdict === "found") return "";
-  return fidelity.controls.verdict === "not found"
-    ? ", but no better than its controls"
-    : ", but not decided whether better than its controls";
+/** What takes something from a verdict on a circuit that keeps its feature, after it and in place of it. */
+const DOUBTS = {
+  "no controls": [", but no controls were fitted", "No controls"],
+  "not found": [", but no better than its controls", "Controls as good"],
+  "not decided": [", but not decided whether better than its controls", "Not decided"],
+} as const;
+
+function doubtOf({ fidelity, calibration }: Variant): keyof typeof DOUBTS | null {
+  if (!fidelity?.verdict.startsWith("keeps")) return null;
+  if (!fidelity.controls) return calibration ? "no controls" : null;
+  return fidelity.controls.verdict === "found" ? null : fidelity.controls.verdict;
+}
+
+function found(variant: Variant): string {
+  const doubt = doubtOf(variant);
+  return doubt === null ? "" : DOUBTS[doubt][0];
 }
 
 /** R² away from the border where it is known, else over all positions. */

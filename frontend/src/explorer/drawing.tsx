@@ -48,7 +48,7 @@ async function ablate(circuit: string, part: Part, say: (text: string) => void):
 const FITTED = `
 .heading h1 { display: none; }
 @container (min-width: 800px) {
-  .app[data-host="widget"] .stage-frame { height: clamp(320px, calc(100vh - 312px), 560px); }
+  .app[data-host="widget"] .stage-frame { height: clamp(320px, calc(100vh - 306px), 560px); }
   .app[data-host="widget"] .side { max-height: none; height: 0; min-height: 100%; }
   header { padding: 8px 16px 0; }
   .bar { column-gap: 12px; }
