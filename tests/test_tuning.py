@@ -604,7 +604,7 @@ def test_of_conv3_3_the_units_that_prefer_circles_are_found():
 
 @pytest.mark.zoo
 def test_small_and_large_circles_are_kept_by_different_circuits():
-    """As examples/circle_detector.py shows. Measured before: errors of .21 and .20, on the other size .92 and .56."""
+    """Measured before: errors of .21 and .20, on the other size .92 and .56."""
     loaded, feature = load_model("vgg16_hed"), cc.Feature("features.14", 106, position="center")
 
     def circles(diameters, contrast, width, shift):
