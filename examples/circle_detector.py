@@ -15,8 +15,8 @@
 #
 #     python benchmarks/curves.py --out docs/benchmarks/curves.md
 #
-# Here is the best unit of each network that `make setup` installs. The best of ResNet-50, which `make resnet50` installs,
-# scores higher, 0.76.
+# Here is the best unit of each network that `make setup` installs. The best of ResNet-50, which `make resnet50`
+# installs, scores higher, 0.76.
 
 # %%
 from itertools import product
@@ -112,8 +112,8 @@ print(cc.cross(model, circuits, held_out, fit=found_on, shuffles=1).summary())
 
 # %% [markdown]
 # With half of the kernels, what was found on large circles keeps small ones as well; what was found on small ones errs
-# on large ones. A fifth keeps neither. **refit** gives the kernels that are left new gains, those of each circuit on its
-# own circles.
+# on large ones. A fifth keeps neither. **refit** gives the kernels that are left new gains, those of each circuit on
+# its own circles.
 
 # %%
 small, large = (path[-1] for path in circuits.values())
