@@ -162,5 +162,5 @@ for name, kept in (
 
 # %% [markdown]
 # So the circuits do differ, and in their parts: kernels that only small circles need read filters that prefer small
-# ones. [Other networks and refits](../benchmarks/curves.md) differ. In VGG16's best unit, a tenth of the kernels tells the sizes
-# apart without any refit: errors are .12 and .13 on circles of their own size, .36 and .49 on the others.
+# ones. [Other networks and refits](../benchmarks/curves.md) differ. In VGG16's best unit, a tenth of the kernels tells
+# the sizes apart without any refit: errors are .12 and .13 on circles of their own size, .36 and .49 on the others.
