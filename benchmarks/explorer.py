@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, Playwright, sync_playwright
 from torch import nn
 
 import convcircuits as cc
@@ -34,9 +34,11 @@ from convcircuits.zoo.prepared import Prepared
 BATCH, LAYER, CLICKS = 16, "features.21", 40
 OPENED, LOOKED_AT = 10, 1500  # photographs whose page is opened, and milliseconds from then to the first click
 BUSY = "while a circuit is found"
-FRAME = "one of 60 Hz takes 16.7 ms"
+POINTED = 100  # milliseconds for which a pointer is on a unit before it clicks
+UNLIMITED = ["--disable-frame-rate-limit", "--disable-gpu-vsync"]  # a frame follows when the one before is done
 SLOW = {"kind": "find", "feature": f"{LAYER}:1", "criterion": "force", "density": 0.001, "options": ["steps=5000"]}
 Row = tuple[str, str, str]
+VIEWPORT: Any = {"width": 1440, "height": 900}
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
 GRID = """async () => {
@@ -166,7 +168,7 @@ def pages(name: str, folder: Path, size: int, browser: str) -> tuple[list[Row], 
         sync_playwright() as playwright,
     ):
         chromium = playwright.chromium.launch(executable_path=browser, args=FLAGS)
-        page = chromium.new_page(viewport={"width": 1440, "height": 900})
+        page = chromium.new_page(viewport=VIEWPORT)
         page.goto(explorer.address)
         page.locator("[data-ready=true]").wait_for(timeout=300_000)
         start = page.url
@@ -178,9 +180,10 @@ def pages(name: str, folder: Path, size: int, browser: str) -> tuple[list[Row], 
         rows = [("first paint of the first page", f"**{paint:.0f} ms**", against(paint, 500, " ms"))]
         page.goto(f"{start}l/{LAYER}")
         page.locator("[data-at='0'] .cell").wait_for()
-        figures, whole = clicked(page)
+        frames = scrolled(playwright, browser, page)
+        figures, whole = clicked(page, POINTED)
         rows += [
-            row(f"a frame while a grid of 512 units scrolls ({FRAME})", page.evaluate(GRID), 16, decimals=1),
+            row("a frame while a grid of 512 units scrolls", frames, 16, decimals=1),
             row("from a click on a unit to its figures", figures, 300),
             row("to all of its pictures, first seen", whole[:20]),
             row("to all of its pictures, seen before", whole[20:]),
@@ -208,7 +211,8 @@ def pages(name: str, folder: Path, size: int, browser: str) -> tuple[list[Row], 
                 points.append(point(photo))
                 maps.append(ask(f"map/{draw.choice(layers)}/{draw.randrange(64)}/{photo}"))
         unseen = [ask(f"map/{LAYER}/{draw.randrange(512)}/{photo}") for photo in others]
-        busy, _ = clicked(page)
+        busy, _ = clicked(page, POINTED)
+        at_once, _ = clicked(page, 0)
         state = page.evaluate(JSON, f"{start}api/v1/jobs/{job}")["state"]
         if state != "running":
             raise SystemExit(f"The search was {state} before all was measured, so nothing was measured beside it.")
@@ -218,6 +222,7 @@ def pages(name: str, folder: Path, size: int, browser: str) -> tuple[list[Row], 
             row(f"{BUSY}: the map of a unit on it", maps, 100),
             row(f"{BUSY}: the map of a unit on a photograph of no open page", unseen),
             row(f"{BUSY}: from a click on a unit to its figures", busy, 100),
+            row(f"{BUSY}: the same, clicked by a program that does not point at it before", at_once),
         ]
         page.evaluate(CANCEL, job)
         version = chromium.version
@@ -225,10 +230,29 @@ def pages(name: str, folder: Path, size: int, browser: str) -> tuple[list[Row], 
         return rows, version
 
 
-def clicked(page: Page) -> tuple[list[float], list[float]]:
-    """Click on units, each half of the clicks on the same 20. Return milliseconds to their figures and pictures."""
+def scrolled(playwright: Playwright, browser: str, page: Page) -> list[float]:
+    """Return the milliseconds of frames while the page's grid scrolls, in a browser that waits for no screen."""
+    unlimited = playwright.chromium.launch(executable_path=browser, args=[*FLAGS, *UNLIMITED])
+    context = unlimited.new_context(viewport=VIEWPORT, storage_state=page.context.storage_state())
+    grid = context.new_page()
+    grid.goto(page.url)
+    grid.locator("[data-at='0'] .cell").wait_for()
+    frames: list[float] = grid.evaluate(GRID)
+    unlimited.close()
+    return frames
+
+
+def clicked(page: Page, pointed: int) -> tuple[list[float], list[float]]:
+    """Click on units, each half of the clicks on the same 20. Return milliseconds to their figures and pictures.
+
+    If ``pointed`` is not 0, the pointer rests on each for so many milliseconds before the click.
+    """
     figures, whole = [], []
     for n in range(CLICKS):
+        if pointed:
+            page.mouse.move(1, 1)
+            page.locator(f"[data-at='{n % 20}'] .cell").hover()
+            page.wait_for_timeout(pointed)
         one = page.evaluate(CLICK, [f"[data-at='{n % 20}'] .cell", ".examples .crop"])
         figures.append(one[0])
         whole.append(one[1])
@@ -286,7 +310,8 @@ def main() -> None:
         f"circuit is found are about the latter. Chromium {version or 'not used'} without a GPU; torch "
         f"{torch.__version__} on {torch.get_num_threads()} of {os.cpu_count()} cores with a load of {load:.1f} before "
         f"it, {platform.machine()}. The goals are for 2 idle cores, 2,000 photographs and 224 px; of few and small "
-        "ones an index costs more passes."
+        f"ones an index costs more passes. A pointer rests on a unit for {POINTED} ms before it clicks, and scrolling is "
+        "timed in a browser that waits for no screen."
     )
     text = table(rows, textwrap.fill(about, 120))
     print(text) if given.out is None else given.out.write_text(text, encoding="utf-8")

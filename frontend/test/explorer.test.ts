@@ -10,6 +10,7 @@ import {
   type Curve,
   EMPTY,
   floats,
+  forget,
   type Job,
   query,
   type Report,
@@ -411,6 +412,32 @@ test("a job whose end is told before the answer to its cancellation has ended", 
   resolve(new Response(JSON.stringify(running)));
   await asked;
   assert.deepEqual(jobs.value, [ended]);
+});
+
+test("what is asked for ahead is asked for once, and again if it failed, was used or may have changed", async (context) => {
+  let [answers, fails] = [0, false];
+  context.mock.method(globalThis, "fetch", async () =>
+    fails ? new Response("", { status: 503 }) : new Response(JSON.stringify({ unit: ++answers })),
+  );
+  const of = { section: "top", padding: false, low: null, high: null, count: 25 } as const;
+  const unit = async () => (await api.unit("a.b", 3)).unit;
+  api.unitAhead("a.b", 3, of);
+  assert.equal(answers, 2); // with the examples
+  assert.equal(await unit(), 1);
+  assert.equal(await unit(), 3); // it was used
+  api.unitAhead("a.b", 3, of);
+  forget();
+  assert.equal(await unit(), 6); // it may have changed
+  api.unitAhead("a.b", 4, of);
+  assert.equal(await unit(), 9); // it was of another unit
+  fails = true;
+  api.unitAhead("a.b", 3, of);
+  fails = false;
+  assert.equal(await unit(), 10);
+  api.unitAhead("a.b", 3, of);
+  const time = performance.now();
+  context.mock.method(performance, "now", () => time + 10_000);
+  assert.equal(await unit(), 13); // it is old
 });
 
 test("the form asks for what can be found, and says what cannot", () => {

@@ -530,8 +530,24 @@ export function sentence(body: string, status: number): string {
 
 const signalled = (signal?: AbortSignal) => (signal ? { signal } : {});
 
-const get = async <T>(path: string, signal?: AbortSignal): Promise<T> =>
-  (await ask(path, signalled(signal))).json() as Promise<T>;
+const FRESH = 5000; // ms in which nothing that events do not tell will have changed
+
+/** What was asked for ahead, and when. */
+const early = new Map<string, { answer: Promise<unknown>; asked: number }>();
+
+/** Forgets what was asked for ahead, as it may have changed. */
+export const forget = () => early.clear();
+
+async function get<T>(path: string, signal?: AbortSignal): Promise<T> {
+  const known = early.get(path);
+  early.delete(path);
+  if (known && performance.now() - known.asked < FRESH) {
+    const answer = await known.answer.catch(() => null); // a failure is asked for again
+    signal?.throwIfAborted();
+    if (answer !== null) return answer as T;
+  }
+  return (await ask(path, signalled(signal))).json() as Promise<T>;
+}
 
 const write = (method: string, body: unknown, headers: Record<string, string> = {}): RequestInit => ({
   method,
@@ -558,6 +574,18 @@ async function download(path: string, otherwise: string): Promise<Download> {
 }
 
 const unitPath = (layer: string, unit: number) => `${encodeURIComponent(layer)}/${unit}`;
+const unitAt = (layer: string, unit: number) => `/layers/${encodeURIComponent(layer)}/units/${unit}`;
+const examplesAt = (layer: string, unit: number, of: ExamplesOf) =>
+  `${unitAt(layer, unit)}/examples${query({ ...of })}`;
+
+/** Which photographs of a unit. */
+export interface ExamplesOf {
+  section: Section;
+  padding: boolean;
+  low: number | null;
+  high: number | null;
+  count: number;
+}
 
 /** How photographs are prepared, from the model card. It is part of every picture's address: browsers keep pictures for
  *  good, and another explorer at this address may show another part of a photograph in the same box. */
@@ -577,14 +605,18 @@ export const api = {
     of: { sort: Measure; lowest_first: boolean; offset: number; limit: number },
     signal?: AbortSignal,
   ) => get<UnitPage>(`/layers/${encodeURIComponent(layer)}/units${query(of)}`, signal),
-  unit: (layer: string, unit: number, signal?: AbortSignal) =>
-    get<Unit>(`/layers/${encodeURIComponent(layer)}/units/${unit}`, signal),
-  examples: (
-    layer: string,
-    unit: number,
-    of: { section: Section; padding: boolean; low: number | null; high: number | null; count: number },
-    signal?: AbortSignal,
-  ) => get<Examples>(`/layers/${encodeURIComponent(layer)}/units/${unit}/examples${query(of)}`, signal),
+  unit: (layer: string, unit: number, signal?: AbortSignal) => get<Unit>(unitAt(layer, unit), signal),
+  examples: (layer: string, unit: number, of: ExamplesOf, signal?: AbortSignal) =>
+    get<Examples>(examplesAt(layer, unit, of), signal),
+  /** A unit that is pointed at: if its page is opened in a moment, its figures and examples are there. */
+  unitAhead(layer: string, unit: number, of: ExamplesOf): void {
+    forget();
+    for (const path of [unitAt(layer, unit), examplesAt(layer, unit, of)]) {
+      const answer = get(path);
+      answer.catch(() => {}); // nobody may wait for it
+      early.set(path, { answer, asked: performance.now() });
+    }
+  },
   photos: (offset: number, limit: number, signal?: AbortSignal) =>
     get<PhotoPage>(`/photos${query({ offset, limit })}`, signal),
   photo: (id: string, signal?: AbortSignal) => get<Photo>(`/photos/${id}`, signal),
@@ -703,14 +735,19 @@ export function listen(heard: Heard): () => void {
   const source = new EventSource(`${ROOT}/events`);
   const on = (name: string, act: (data: string) => void) =>
     source.addEventListener(name, (event) => act((event as MessageEvent<string>).data));
-  on("hello", () => heard.all());
-  on("reset", () => heard.all());
   on("job", (data) => heard.job(JSON.parse(data) as Job));
-  on("index", () => heard.index());
-  on("changed", () => heard.changed());
-  on("note", () => heard.note());
-  on("model", () => heard.model());
-  on("remark", () => heard.changed()); // a damaged file is one that is no longer there
+  const onChange = (name: string, act: () => void) =>
+    on(name, () => {
+      forget();
+      act();
+    });
+  onChange("hello", heard.all);
+  onChange("reset", heard.all);
+  onChange("index", heard.index);
+  onChange("changed", heard.changed);
+  onChange("note", heard.note);
+  onChange("model", heard.model);
+  onChange("remark", heard.changed); // a damaged file is one that is no longer there
   source.addEventListener("open", () => heard.model());
   source.addEventListener("error", () => heard.lost());
   return () => source.close();

@@ -9,11 +9,13 @@ import { go, scroller } from "./navigation.js";
 import { atlasPlace, type Place, unitPlace } from "./route.js";
 import { layerName, MEASURE_NAMES, r2Text, shareText, value } from "./text.js";
 import { BORDER, Fact, Picture, Problem, Sparkline, To } from "./ui.js";
+import { FIRST } from "./unit.js";
 import { arrow, pagesOf, type Rows, rowsOf } from "./window.js";
 
 const CELL = { width: 132, height: 196, gap: 12 }; // as in the styles
 const PAGE = 64;
 const CROP = 120; // px, for screens with two pixels to one
+const RESTS = 40; // ms on a unit, with the pointer or the keyboard, after which what its page shows is asked for
 
 type LayerPlace = Extract<Place, { page: "layer" }>;
 
@@ -112,6 +114,7 @@ function Units({ place, total }: { place: LayerPlace; total: number }) {
   const [pages, put] = useState<{ of: string; found: Map<number, UnitPage> }>({ of: "", found: new Map() });
   const [error, say] = useState("");
   const focus = useRef<number | null>(null);
+  const resting = useRef<{ on: Element | null; timer?: ReturnType<typeof setTimeout> }>({ on: null });
   const { layer, sort, lowest } = place;
   const state = version.index.value + version.notes.value;
   const of = `${layer} ${sort} ${lowest}`;
@@ -152,6 +155,8 @@ function Units({ place, total }: { place: LayerPlace; total: number }) {
     return () => control.abort();
   }, [of, state, wanted]);
 
+  useEffect(() => () => clearTimeout(resting.current.timer), []);
+
   useEffect(() => {
     if (focus.current === null) return;
     const link = grid.current!.querySelector<HTMLElement>(`[data-at="${focus.current}"] a`);
@@ -181,6 +186,16 @@ function Units({ place, total }: { place: LayerPlace; total: number }) {
     const row = Math.floor(to / rows.columns);
     const anchor = grid.current!.getBoundingClientRect().top;
     scroller().scrollTop += anchor + row * rows.height - innerHeight / 2;
+  };
+
+  const rowAt = (at: number) => found.get(Math.floor(at / PAGE))?.units[at % PAGE];
+  const pointed = (event: Event) => {
+    const cell = (event.target as Element).closest<HTMLElement>("[data-at]");
+    if (cell === resting.current.on) return;
+    clearTimeout(resting.current.timer);
+    const unit = cell ? rowAt(Number(cell.dataset.at))?.figures.unit : undefined;
+    const ahead = () => unit !== undefined && api.unitAhead(layerOf(layer)?.name ?? layer, unit, FIRST);
+    resting.current = { on: cell, timer: setTimeout(ahead, RESTS) };
   };
 
   const cells = Array.from({ length: Math.max(0, last - first) }, (_, i) => first + i);
@@ -214,10 +229,12 @@ function Units({ place, total }: { place: LayerPlace; total: number }) {
         ref={grid}
         style={{ height: `${rows.rows * rows.height}px` }}
         onKeyDown={key}
+        onPointerOver={pointed}
+        onFocusIn={pointed}
         aria-label={`units of ${layer}`}
       >
         {cells.map((at) => {
-          const row = found.get(Math.floor(at / PAGE))?.units[at % PAGE];
+          const row = rowAt(at);
           return (
             <li
               key={row ? row.figures.unit : `at ${at}`}

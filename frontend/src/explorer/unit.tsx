@@ -42,6 +42,9 @@ type UnitPlace = Extract<Place, { page: "unit" }>;
 
 const SHOWN = 25;
 
+/** The photographs that the page of a unit shows first. */
+export const FIRST = { section: "top", padding: false, low: null, high: null, count: SHOWN } as const;
+
 export function UnitPage({ place }: { place: UnitPlace }) {
   const layer = layerOf(place.layer);
   const known = layer !== undefined && place.unit < layer.units;
