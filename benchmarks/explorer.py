@@ -310,7 +310,7 @@ def main() -> None:
         f"circuit is found are about the latter. Chromium {version or 'not used'} without a GPU; torch "
         f"{torch.__version__} on {torch.get_num_threads()} of {os.cpu_count()} cores with a load of {load:.1f} before "
         f"it, {platform.machine()}. The goals are for 2 idle cores, 2,000 photographs and 224 px; of few and small "
-        f"ones an index costs more passes. A pointer rests on a unit for {POINTED} ms before it clicks, and scrolling is "
+        f"ones an index costs more passes. A pointer rests on a unit for {POINTED} ms before it clicks; scrolling is "
         "timed in a browser that waits for no screen."
     )
     text = table(rows, textwrap.fill(about, 120))
