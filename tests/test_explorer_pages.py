@@ -28,8 +28,10 @@ MODEL = """
 import torch
 from torch import nn
 
+from convcircuits.drawing import pictures
 from convcircuits.zoo.preprocessing import Preprocess
 
+pictures.TARGET_STEPS = 2  # in the worker's process
 preprocess = Preprocess(size=(20, 20), resize=(22, 22))
 
 
@@ -52,8 +54,10 @@ from pathlib import Path
 import twofold
 from torch import nn
 
+from convcircuits.drawing import pictures
 from convcircuits.zoo.preprocessing import Preprocess
 
+pictures.TARGET_STEPS = 2
 preprocess = Preprocess(size=(12, 12), resize=(12, 12), mean=(0.0,) * 3, std=(150.0,) * 3)
 FOLDER = Path(__file__).parent
 
