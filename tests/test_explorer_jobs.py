@@ -300,10 +300,8 @@ def test_the_maps_of_a_unit_name_layers_as_papers_do_and_by_their_own_names(expl
     about = explored.session.jobs.about
     layers = [{**layer, "alias": {"2": "conv2"}.get(layer["name"], "")} for layer in about["layers"]]
     monkeypatch.setattr(explored.session.jobs, "about", {**about, "layers": layers})
-    text = explored.request("GET", "/t/2/1").text
-    assert '<h1 dir="auto">conv2:1 (2:1@max): 24 images by how' in text
-    data = json.loads(re.search(r'id="trajectory">(.*?)</script>', text)[1])
-    assert [(row["layer"], row["alias"]) for row in data["layers"]] == [("0", ""), ("2", "conv2")]
+    said = explored.request("GET", "/api/v1/layers/2/units/1/trajectory").json()
+    assert [(row["layer"], row["alias"]) for row in said["layers"]] == [("0", ""), ("2", "conv2")]
 
 
 def test_the_page_that_is_shared_has_the_feature_picture_of_the_unit_once_it_is_made(explored, tmp_path):
