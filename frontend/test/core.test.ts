@@ -1016,7 +1016,8 @@ test("the verdict in one sentence and the table say no more than what was measur
   const wide = (some: Partial<View> = {}) => figure(some, CANVASES[0]).join(" ");
   const drawn = `${numbers.filters} of ${numbers.ofFilters} filters drawn`;
   assert.deepEqual(figure(), [
-    "Keeps the feature: 100 % of kernels, R\u00b2 0.75 away from the border on 40 unseen images (random 0.25, average map " +
+    "Keeps the feature: 100 % of kernels, R\u00b2 0.75 away from the border on 40 unseen images (random 0.25, " +
+      "average map " +
       `\u22120.02); ${drawn}, alone R\u00b2 0.41.`,
   ]);
   assert.deepEqual(figure({}, CANVASES[3]), [`Kept: R\u00b2 0.75 inside on 40 unseen images; ${drawn}.`]);
@@ -1086,7 +1087,7 @@ test("the verdict in one sentence and the table say no more than what was measur
   assert.equal(of().table, null);
 });
 
-test("a figure's caption is one line at every width, and its short forms say nothing that the full one does not", () => {
+test("a figure's caption is one line at every width, and its short forms say nothing else than the full one", () => {
   const graph = decode(randomDocument(2, { columns: 3, width: 8, readers: 4, variants: 3 }));
   const [circuit, control, other] = graph.document.variants;
   const { fidelity } = circuit!;

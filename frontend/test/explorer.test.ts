@@ -414,7 +414,7 @@ test("a job whose end is told before the answer to its cancellation has ended", 
   assert.deepEqual(jobs.value, [ended]);
 });
 
-test("what is asked for ahead is asked for once, and again if it failed, was used or may have changed", async (context) => {
+test("what is asked for ahead is asked for once, again if it failed, was used or may be another", async (context) => {
   let [answers, fails] = [0, false];
   context.mock.method(globalThis, "fetch", async () =>
     fails ? new Response("", { status: 503 }) : new Response(JSON.stringify({ unit: ++answers })),

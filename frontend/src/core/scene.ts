@@ -230,8 +230,8 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
 
 const SCROLL_BAR = 16; // px
 // What gives way so that a column fits a height, in this order: pictures shrink, labels stand beside them, and what is
-// dimmed loses its number and becomes a speck, which in narrow columns comes before labels beside. Only then do pictures
-// of main paths get smaller than their least side.
+// dimmed loses its number and becomes a speck, which in narrow columns comes before labels beside. Only then do
+// pictures of main paths get smaller than their least side.
 const CROWDED = 0.6; // of natural sizes: with less, labels stand beside the pictures, if all are lit
 const SMALLEST = 0.4; // with labels
 const SPECK = 0.1; // of what is dimmed, without
