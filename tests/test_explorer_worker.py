@@ -492,7 +492,7 @@ def test_a_result_that_cannot_be_recorded_fails_its_job_and_ends_nothing_else(ex
 def test_a_job_is_never_seen_while_it_ends(explorer, monkeypatch):
     """Its result is recorded when its state is set already, and then it may turn out that it failed."""
     jobs, seen = explorer.jobs, []
-    look = threading.Thread(target=lambda: seen.extend(jobs.states([job])))
+    look = threading.Thread(target=lambda: seen.append(jobs.state(job)))
 
     def record(self, state):
         look.start()

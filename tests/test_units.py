@@ -244,6 +244,22 @@ def test_a_constant_unit_is_constant_whatever_its_value(value, batch_size):
     assert np.isnan([one.inside, one.average_map_r2]).all()
 
 
+@pytest.mark.parametrize("by_torch", [2**60, 0])
+@pytest.mark.parametrize("value", [0.1, -3.3, 1e-3, 12345.678])
+def test_rounding_in_sums_of_millions_of_values_is_far_below_what_counts_as_variance(value, by_torch, monkeypatch):
+    monkeypatch.setattr(sums, "COMPILED_AFTER", by_torch)
+    side, batches, images = 224, 4, 16
+    one = sums.Sums(Interior(torch.ones(side**2, dtype=torch.bool), True, 1, (side, side), (1, 1), (9, 9)), 1)
+    for _ in range(batches):
+        one.add(torch.full((images, 1, side**2), value, dtype=torch.float64))
+    _, squares, inside, rectified, rectified_squares = one.columns[:5, 0].tolist()
+    count = side**2 * images * batches
+    assert squares == pytest.approx(count * value**2, rel=sums._ROUNDING / 10)
+    assert inside == pytest.approx(squares, rel=sums._ROUNDING / 10)
+    assert rectified == pytest.approx(count * max(value, 0), rel=sums._ROUNDING / 10)
+    assert rectified_squares == pytest.approx(count * max(value, 0) ** 2, rel=sums._ROUNDING / 10)
+
+
 @pytest.mark.parametrize("scale", [2.0**-100, 2.0**100])
 def test_whether_a_unit_is_dead_or_constant_does_not_depend_on_the_scale_of_its_weights(scale):
     model = net().float()

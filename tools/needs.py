@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-SHELL = "chromium-headless-shell"  # the same browser without windows: tests take four fifths of the time
+SHELL = "chromium-headless-shell"  # the same browser without windows, which take a sixth of the time of tests
 NAMES = (SHELL, "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 RESNET50 = 318
 """Number of tensors of a ResNet-50 without its classifier."""

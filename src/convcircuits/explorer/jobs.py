@@ -8,7 +8,7 @@ import multiprocessing.connection
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -245,10 +245,10 @@ class Jobs:
         with self._lock:
             return sorted(self._jobs.values(), key=lambda job: -job.created)
 
-    def states(self, jobs: Iterable[Job]) -> list[dict[str, Any]]:
-        """Return jobs as JSON values, all of one moment: none has ended, say, and no result yet."""
+    def state(self, job: Job) -> dict[str, Any]:
+        """Return a job as JSON values, all of one moment: it has not ended, say, and no result yet."""
         with self._lock:
-            return [job.as_dict() for job in jobs]
+            return job.as_dict()
 
     def cancel(self, job: Job) -> None:
         """End a job: at once if it waits, else after the batch that runs, or its process after ``PATIENCE`` seconds."""

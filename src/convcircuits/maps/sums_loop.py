@@ -22,11 +22,13 @@ def add(maps: Any, interior: Any, total: Any, columns: Any, start: int, stop: in
     """
     images, _, positions = maps.shape
     for unit in range(start, stop):
-        active, squares, squares_inside, rectified, rectified_squares = 0.0, 0.0, 0.0, 0.0, 0.0
+        sums = np.zeros(5)
         for begin in range(0, positions, _BLOCK):
             weight, summed = interior[begin : begin + _BLOCK], total[unit, begin : begin + _BLOCK]
             for image in range(images):
                 values = maps[image, unit, begin : begin + _BLOCK]
+                # Sums of sums: in one long sum, rounding would make a constant unit vary.
+                active, squares, squares_inside, rectified, rectified_squares = 0.0, 0.0, 0.0, 0.0, 0.0
                 for p in range(len(values)):
                     value, inside = np.float64(values[p]), weight[p]
                     summed[p] += value
@@ -36,8 +38,10 @@ def add(maps: Any, interior: Any, total: Any, columns: Any, start: int, stop: in
                     positive = (value if value > 0 else 0.0) * inside
                     rectified += positive
                     rectified_squares += value * positive
-        columns[0, unit] += active
-        columns[1, unit] += squares
-        columns[2, unit] += squares_inside
-        columns[3, unit] += rectified
-        columns[4, unit] += rectified_squares
+                sums[0] += active
+                sums[1] += squares
+                sums[2] += squares_inside
+                sums[3] += rectified
+                sums[4] += rectified_squares
+        for n in range(5):
+            columns[n, unit] += sums[n]

@@ -20,7 +20,7 @@ def add(app: FastAPI, session: Session) -> None:
     @app.get("/api/v1/jobs", tags=tags, responses=PROBLEMS)
     def jobs() -> list[schemas.JobState]:
         """All jobs, the newest first; those that were done in earlier sessions too."""
-        return [schemas.JobState(**state) for state in session.jobs.states(session.jobs.all())]
+        return [schemas.JobState(**session.jobs.state(job)) for job in session.jobs.all()]
 
     @app.post(
         "/api/v1/jobs",
@@ -30,7 +30,7 @@ def add(app: FastAPI, session: Session) -> None:
     )
     def submit(asked: schemas.JobRequest, response: Response) -> schemas.JobState:
         """Ask for a job. The same question is the same job: if it is done, its result comes at once."""
-        (state,) = session.jobs.states([session.submit(_checked(session, asked))])
+        state = session.jobs.state(session.submit(_checked(session, asked)))
         if state["state"] == "done":
             response.status_code = 200
         return schemas.JobState(**state)
@@ -54,16 +54,14 @@ def add(app: FastAPI, session: Session) -> None:
     @app.get("/api/v1/jobs/{job}", tags=tags, responses=PROBLEMS)
     def job(job: IdInPath) -> schemas.JobState:
         """A job."""
-        (state,) = session.jobs.states([_job(session, job)])
-        return schemas.JobState(**state)
+        return schemas.JobState(**session.jobs.state(_job(session, job)))
 
     @app.delete("/api/v1/jobs/{job}", tags=tags, status_code=202, responses=PROBLEMS)
     def cancel(job: IdInPath) -> schemas.JobState:
         """Cancel a job: it stops after the batch that runs, or its process is ended after 10 s."""
         found = _job(session, job)
         session.jobs.cancel(found)
-        (state,) = session.jobs.states([found])
-        return schemas.JobState(**state)
+        return schemas.JobState(**session.jobs.state(found))
 
 
 def _checked(session: Session, asked: BaseModel) -> dict[str, Any]:
