@@ -13,12 +13,13 @@ import { labelBox } from "../src/core/labels.js";
 import { circuitName, labelsOf, layerName, nodeName } from "../src/core/names.js";
 import { crossings, order } from "../src/core/order.js";
 import { lightAll, overview } from "../src/core/overview.js";
+import { measures, placeColumns } from "../src/core/place.js";
 import { type Box, overlap } from "../src/core/route.js";
 import { draw, isolate } from "../src/core/scene.js";
 import type { Canvas, Scene } from "../src/core/scene-types.js";
 import { carried, countOf, fits, insideText, light, type Parts, partsOf, select } from "../src/core/select.js";
 import { SIMILAR, suggestions } from "../src/core/similar.js";
-import { mainPaths, unitsIn } from "../src/core/story.js";
+import { mainPaths, roomIn } from "../src/core/story.js";
 import { svg } from "../src/core/svg.js";
 import { textWidth, wrap } from "../src/core/text.js";
 import { DEFAULT_VIEW, type Document, EdgeKind, type Meta, NodeKind, type View } from "../src/core/types.js";
@@ -273,7 +274,7 @@ test("an isolated node lights complete paths that carry the share, and would not
 });
 
 test("main paths are complete, the strongest there are, and more of them light no less", () => {
-  let fewer = 0;
+  const fewer = { units: 0, inColumn: 0 };
   for (const graph of SEEDS.map(small))
     for (const at of [...views(graph), view({ nodesPerColumn: 2, kernelsPerNode: 1 })]) {
       const { parts, selection } = drawnOf(graph, at);
@@ -282,46 +283,53 @@ test("main paths are complete, the strongest there are, and more of them light n
       const unitsOn = (path: number[]) => new Set([parts.root, ...path.map((b) => parts.source[b]!)]);
       const strength = (b: number) =>
         Math.max(-1, ...all.filter(({ bundles }) => bundles.includes(b)).map(({ share }) => share));
-      let before = mainPaths(parts, selection.bundles, 0);
-      for (let most = 0; most <= parts.members.length; most++) {
-        const { units, bundles } = mainPaths(parts, selection.bundles, most);
-        assert.deepEqual(mainPaths(parts, selection.bundles, most), { units, bundles });
-        assert.ok(
-          before.units.every((is, unit) => !is || units[unit]) && before.bundles.every((is, b) => !is || bundles[b]),
-        );
-        before = { units, bundles };
-        const lit = paths(parts, bundles, parts.root);
-        const onLit = new Set(lit.flatMap(({ bundles: path }) => [...unitsOn(path)]));
-        const bundlesOnLit = new Set(lit.flatMap(({ bundles: path }) => path));
-        units.forEach((is, unit) => assert.equal(is === 1, onLit.has(unit), "lit units are those on lit paths"));
-        bundles.forEach((is, b) => assert.equal(is === 1, bundlesOnLit.has(b), "and so are lit bundles"));
-        assert.ok(lit.length > 0);
-        const count = units.reduce((sum, each) => sum + each, 0);
-        if (count > most)
+      const everything = { units: Infinity, inColumn: Infinity };
+      const rooms = Array.from({ length: parts.members.length + 1 }, (_, most) => most);
+      for (const room of ["units", "inColumn"] as const) {
+        let before = mainPaths(parts, selection.bundles, { ...everything, [room]: 0 });
+        for (const most of rooms) {
+          const { units, bundles } = mainPaths(parts, selection.bundles, { ...everything, [room]: most });
           assert.ok(
-            lit.some(({ bundles: path }) => unitsOn(path).size === count),
-            "one path is always lit, and no more",
+            before.units.every((is, unit) => !is || units[unit]) && before.bundles.every((is, b) => !is || bundles[b]),
           );
-        const drawn = [...bundles.keys()].filter((b) => selection.bundles[b] && strength(b) >= 0);
-        const weakest = Math.min(Infinity, ...drawn.filter((b) => bundles[b]).map(strength));
-        const strongest = Math.max(-1, ...drawn.filter((b) => !bundles[b]).map(strength));
-        assert.ok(weakest >= strongest - 1e-12, "no stronger bundle is left out");
-        if (strongest >= 0) fewer++;
+          before = { units, bundles };
+          const lit = paths(parts, bundles, parts.root);
+          const onLit = new Set(lit.flatMap(({ bundles: path }) => [...unitsOn(path)]));
+          const bundlesOnLit = new Set(lit.flatMap(({ bundles: path }) => path));
+          units.forEach((is, unit) => assert.equal(is === 1, onLit.has(unit), "lit units are those on lit paths"));
+          bundles.forEach((is, b) => assert.equal(is === 1, bundlesOnLit.has(b), "and so are lit bundles"));
+          assert.ok(lit.length > 0);
+          const columns = [...onLit].map((unit) => parts.column[unit]!);
+          const inColumns = columns.map((at) => columns.filter((column) => column === at).length);
+          const count = room === "units" ? onLit.size : Math.max(...inColumns);
+          if (count > most)
+            assert.ok(
+              lit.some(({ bundles: path }) => unitsOn(path).size === onLit.size),
+              "one path is always lit, and no more",
+            );
+          const drawn = [...bundles.keys()].filter((b) => selection.bundles[b] && strength(b) >= 0);
+          const weakest = Math.min(Infinity, ...drawn.filter((b) => bundles[b]).map(strength));
+          const strongest = Math.max(-1, ...drawn.filter((b) => !bundles[b]).map(strength));
+          assert.ok(weakest >= strongest - 1e-12, "no stronger bundle is left out");
+          if (strongest >= 0) fewer[room]++;
+        }
+        assert.deepEqual(before.units, selection.units, "with room for all, everything drawn is lit");
       }
-      assert.deepEqual(before.units, selection.units, "with room for all, everything drawn is lit");
       const through = [...selection.units.keys()].filter((unit) => selection.units[unit] && unit % 3 === 0);
-      const pinned = mainPaths(parts, selection.bundles, 0, through);
+      const pinned = mainPaths(parts, selection.bundles, { units: 0, inColumn: 0 }, through);
       assert.ok(through.every((unit) => pinned.units[unit]));
     }
-  assert.ok(fewer > 100);
+  assert.ok(fewer.units > 100 && fewer.inColumn > 50);
 });
 
 test("by default the main paths are lit, in full, and their kernels alone have heat maps", () => {
   for (const graph of SEEDS.map(large)) {
     const scene = draw(graph, view(), CANVASES[0]!);
     const columns = new Set(scene.nodes.map(({ column }) => column)).size;
-    const count = scene.main.nodes.reduce((sum, each) => sum + each, 0);
-    if (scene.nodes.length) assert.ok(count > 0 && count <= unitsIn(columns));
+    const lit = scene.nodes.filter((_, n) => scene.main.nodes[n]).map(({ column }) => column);
+    const room = roomIn(columns);
+    if (scene.nodes.length) assert.ok(lit.length > 0 && lit.length <= room.units);
+    for (const at of lit) assert.ok(lit.filter((column) => column === at).length <= room.inColumn);
     assert.deepEqual(
       scene.nodes.map(({ main }) => (main ? 1 : 0)),
       [...scene.main.nodes],
@@ -338,12 +346,19 @@ test("by default the main paths are lit, in full, and their kernels alone have h
   }
 });
 
-test("a drawing fits the height that it is given", () => {
+test("a drawing fits the height that it is given, and pictures of main paths keep their least side", () => {
   for (const graph of SEEDS.map(large))
     for (const width of [960, 1440])
-      for (const paths of ["main", "all"] as const) {
-        const height = paths === "all" ? 620 : 500; // with less, pictures would be too small to be seen
-        const scene = draw(graph, view({ paths }), { width, medium: "screen", height });
+      for (const [paths, compare] of [
+        ["main", null],
+        ["main", 1],
+        ["all", null],
+      ] as const) {
+        const height = paths === "all" ? 620 : 460; // with less, pictures would be too small to be seen
+        const scene = draw(graph, view({ paths, compare }), { width, medium: "screen", height });
+        const columns = new Set(scene.nodes.map(({ column }) => column)).size;
+        const { main } = placeColumns(columns, scene.width, measures({ width, medium: "screen" }));
+        if (paths === "main") for (const { main: is, size } of scene.nodes) assert.ok(!is || size >= main[0] - 1e-9);
         const top = Math.min(...scene.headings.map((label) => labelBox(label).top), scene.height);
         const ends = boxes(scene).map(([, { bottom }]) => bottom);
         assert.ok(Math.max(...ends) - top <= height + 1, `${Math.max(...ends) - top} at ${width}, ${paths}`);

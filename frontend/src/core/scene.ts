@@ -19,7 +19,7 @@ import {
 import { type Box, placeGlyphs, ports, short, through, toPath } from "./route.js";
 import type { Canvas, Glyph, KernelMap, Label, Lit, Mark, More, Scene, SceneEdge, SceneNode } from "./scene-types.js";
 import { carried, insideText, light, of, type Parts, partsOf, pinned, type Selection, select } from "./select.js";
-import { mainPaths, type Story, unitsIn } from "./story.js";
+import { mainPaths, roomIn, type Story } from "./story.js";
 import { plain, shorten, textWidth, wrap } from "./text.js";
 import { EdgeKind, type View } from "./types.js";
 import { figureCaptions } from "./verdict.js";
@@ -40,7 +40,7 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
   const slot = (unit: number) => shown.indexOf(parts.column[unit]!);
 
   const pins = pinned(parts, view);
-  const story = mainPaths(parts, selection.bundles, unitsIn(shown.length), pins);
+  const story = mainPaths(parts, selection.bundles, roomIn(shown.length), pins);
   const full = view.paths === "all" ? selection.units : story.units;
 
   const bundles = strengths(graph, flow, parts, selection, columns.edge, slot);

@@ -7,26 +7,37 @@ export interface Story {
   bundles: Uint8Array;
 }
 
-/** How many units the main paths may have in so many columns. */
-export function unitsIn(columns: number): number {
-  return Math.max(2 * columns, Math.min(24, Math.max(15, 3 * columns)));
+/** How many units the main paths may have, together and in each column. */
+export interface Room {
+  units: number;
+  inColumn: number;
 }
 
-/** The strongest complete paths image -> root of the drawn bundles, as many as have at most `most` units together, but
- *  at least one.
+/** The room in so many columns: in one of 4 or more, what a window of 720 px has as large pictures, beside the rest. */
+export function roomIn(columns: number): Room {
+  const units = Math.max(2 * columns, Math.min(24, Math.max(15, 3 * columns)));
+  return { units, inColumn: columns > 3 ? 6 : units };
+}
+
+/** The strongest complete paths image -> root of the drawn bundles, as many as there is room for, but at least one.
  *
  * A path is as strong as the share of the root's flow that it carries, a bundle as the strongest path through it, and
  * bundles are taken from the strongest on, each with that path: so the bundles on paths of at least some strength are
- * lit. More units never light less. The strongest paths through the units in `through` are lit whatever their strength.
+ * lit. More room never lights less. The strongest paths through the units in `through` are lit whatever their strength.
  */
-export function mainPaths(parts: Parts, drawn: Uint8Array, most: number, through: Iterable<number> = []): Story {
+export function mainPaths(parts: Parts, drawn: Uint8Array, room: Room, through: Iterable<number> = []): Story {
   const units = new Uint8Array(parts.members.length);
   const bundles = new Uint8Array(parts.edges.length);
   const up = fromImage(parts, drawn);
   const down = toRoot(parts, drawn);
   let count = 0;
+  const inColumn = new Map<number, number>();
   const light = (path: { units: number[]; bundles: number[] }) => {
-    for (const unit of path.units) if (!units[unit]) [units[unit], count] = [1, count + 1];
+    for (const unit of path.units) {
+      if (units[unit]) continue;
+      [units[unit], count] = [1, count + 1];
+      inColumn.set(parts.column[unit]!, (inColumn.get(parts.column[unit]!) ?? 0) + 1);
+    }
     for (const bundle of path.bundles) bundles[bundle] = 1;
   };
   /** The strongest path that ends with `above` and goes on from `below`. */
@@ -56,8 +67,12 @@ export function mainPaths(parts: Parts, drawn: Uint8Array, most: number, through
     .sort((a, b) => strength[b]! - strength[a]! || a - b);
   for (const bundle of ranked) {
     const next = path(from[bundle]!, to[bundle]!, [bundle]);
-    const added = new Set(next.units.filter((unit) => !units[unit])).size;
-    if (count && count + added > most) break;
+    const added = [...new Set(next.units.filter((unit) => !units[unit]))];
+    const columns = added.map((unit) => parts.column[unit]!);
+    const full = columns.some(
+      (at) => (inColumn.get(at) ?? 0) + columns.filter((column) => column === at).length > room.inColumn,
+    );
+    if (count && (full || count + added.length > room.units)) break;
     light(next);
   }
   if (!count) light(path(parts.root, parts.root, [])); // the root alone reads the image
