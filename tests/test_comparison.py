@@ -20,8 +20,10 @@ KEYS = [
     *(
         "r2_average_map",
         "r2_average_map_interior",
+        "r2_average_map_rectified",
         "r2_random",
         "r2_random_interior",
+        "r2_random_rectified",
         "verdict",
         "interior",
         "interior_share",

@@ -458,7 +458,7 @@ def test_the_summary_and_the_repr_are_short_and_say_the_notes():
     report = cc.evaluate(model, found("plain", 0.5), case.images(4, seed=1))
     rows = {line[:30].strip(): line[30:].split() for line in report.summary().splitlines()[2:11]}
     assert rows["R2"] == [f"{report.r2:z.3f}", "-", f"{report.r2_random:z.3f}"]
-    assert rows["R2, rectified"] == [f"{report.r2_rectified:z.3f}"]
+    assert rows["R2, rectified"] == [f"{report.r2_rectified:z.3f}", "-", f"{report.r2_random_rectified:z.3f}"]
     assert rows["Pearson r"] == [f"{report.pearson:z.3f}"]
     assert report.verdict_sentence in report.summary().splitlines()
     assert OWN in report.summary()

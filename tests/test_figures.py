@@ -85,8 +85,8 @@ def test_every_figure_is_one_line_of_numpy(unit, position):
             assert interior == pytest.approx(mean(r2, other, where=True), rel=1e-9), name
         else:
             assert math.isnan(interior)
-    relu = mean(lambda a, b: r2(np.maximum(a, 0), np.maximum(b, 0)), others[""])
-    assert report.r2_rectified == pytest.approx(relu, rel=1e-9)
+        relu = mean(lambda a, b: r2(np.maximum(a, 0), np.maximum(b, 0)), other)
+        assert getattr(report, f"r2{name}_rectified") == pytest.approx(relu, rel=1e-9), name
     assert report.interior == "inside"
     assert report.interior_share == pytest.approx(inside.mean())
     assert report.positive == pytest.approx((f > 0).mean())

@@ -313,7 +313,9 @@ def _evaluation(
     lines = training.lines() if training is not None else []
     kernels, effective = counts
     random = None if control is None else measured.comparisons[control]
-    r2, average_map, of_random = (_r2(one, interior) for one in (own, measured.average_map, random))
+    compared = (own, measured.average_map, random)
+    r2, average_map, of_random = (_r2(one, interior) for one in compared)
+    rectified = [math.nan if one is None else one.r2(one.rectified) for one in compared]
     kind: Literal["inside", "central", "unknown"] = (
         "unknown" if interior is None else "inside" if interior.inside else "central"
     )
@@ -323,12 +325,14 @@ def _evaluation(
         pearson=own.pearson(own.values),
         r2=r2.all,
         r2_interior=r2.interior,
-        r2_rectified=own.r2(own.rectified),
+        r2_rectified=rectified[0],
         r2_training=training.r2(training.values) if training is not None else math.nan,
         r2_average_map=average_map.all,
         r2_average_map_interior=average_map.interior,
+        r2_average_map_rectified=rectified[1],
         r2_random=of_random.all,
         r2_random_interior=of_random.interior,
+        r2_random_rectified=rectified[2],
         verdict=verdict,
         verdict_sentence=sentence,
         interior=kind,

@@ -48,8 +48,10 @@ class Evaluation:
         r2_average_map: R2 of the average map over the ``fit`` images, position by position; for the position
             ``"max"``, of the average maximum. NaN without ``fit``.
         r2_average_map_interior: The same, on the interior.
+        r2_average_map_rectified: The same, rectified.
         r2_random: R2 of a random circuit with the same number of elements in each layer.
         r2_random_interior: The same, on the interior.
+        r2_random_rectified: The same, rectified.
         verdict: ``"keeps"``, ``"keeps in part"``, ``"does not keep"``, or ``"not decided"`` if a figure that
             would decide is NaN.
         verdict_sentence: The verdict and its reasons.
@@ -86,8 +88,10 @@ class Evaluation:
     r2_training: float
     r2_average_map: float
     r2_average_map_interior: float
+    r2_average_map_rectified: float
     r2_random: float
     r2_random_interior: float
+    r2_random_rectified: float
     verdict: Word
     verdict_sentence: str
     interior: Literal["inside", "central", "unknown"]
@@ -161,10 +165,11 @@ class Evaluation:
         """List the figures, each as label, name, value and, if there are any, the values of the baselines."""
         where = WHERE[self.interior].removeprefix("the ")
         inside = (self.r2_interior, self.r2_average_map_interior, self.r2_random_interior)
+        rectified = (self.r2_rectified, self.r2_average_map_rectified, self.r2_random_rectified)
         return [
             ("R2", "r2", self.r2, self.r2_average_map, self.r2_random),
             (f"R2, {where}", "r2_interior", *inside),
-            ("R2, rectified", "r2_rectified", self.r2_rectified),
+            ("R2, rectified", "r2_rectified", *rectified),
             ("R2, training images", "r2_training", self.r2_training),
             ("R2, after a readout", "r2_readout", self.r2_readout),
             ("Pearson r", "pearson", self.pearson),
