@@ -356,7 +356,10 @@ export function r2Rows(report: Report): Row[] {
   const rows: Row[] = [
     { name: "this circuit", own: true, values: r2("r2", "r2_interior", "r2_rectified") },
     { name: "random circuit of equal size", values: r2("r2_random", "r2_random_interior", "r2_random_rectified") },
-    { name: "average map, no network", values: r2("r2_average_map", "r2_average_map_interior", "r2_average_map_rectified") },
+    {
+      name: "average map, no network",
+      values: r2("r2_average_map", "r2_average_map_interior", "r2_average_map_rectified"),
+    },
   ];
   if (figure(report, "r2_readout") !== null)
     rows.splice(1, 0, { name: "with scale and offset fitted", values: r2("r2_readout", "", "") });
