@@ -4,7 +4,14 @@ import { readdirSync, writeFileSync } from "node:fs";
 import { build, transform } from "esbuild";
 import { minify } from "terser";
 
-const common = { bundle: true, target: "es2022", charset: "utf8", legalComments: "none", logLevel: "warning" };
+const common = {
+  bundle: true,
+  target: "es2022",
+  charset: "utf8",
+  legalComments: "none",
+  logLevel: "warning",
+  define: { "window.__PREACT_SIGNALS_DEVTOOLS__": "false" },
+};
 const preact = { format: "esm", jsx: "automatic", jsxImportSource: "preact" };
 
 /** Styles are texts, which a bundle has as they are: here they are made as short as a file of CSS would be. */
@@ -24,7 +31,14 @@ const styles = {
 };
 
 // What makes code shorter, but not what makes it less alike, of which gzip would need more.
-const compress = { passes: 3, sequences: false, inline: 0, reduce_funcs: false, join_vars: false };
+const compress = {
+  passes: 3,
+  sequences: false,
+  inline: 0,
+  reduce_funcs: false,
+  join_vars: false,
+  lhs_constants: false,
+};
 
 /** Writes a bundle. Terser's names are those that gzip can shorten most. */
 async function ship(to, options) {

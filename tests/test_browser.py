@@ -491,7 +491,7 @@ def test_the_page_fits_its_window(show, size):
             assert box_of(page.locator(part))[3] <= size[1]
 
 
-@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("seed", [1, 7])
 def test_in_a_comparison_lit_pictures_measure_48_pixels_and_the_page_fits_its_window(show, seed):
     """Also in columns of five and six lit filters, whose numbers all stand below them or beside them."""
     view = View(compare=1)
@@ -505,7 +505,7 @@ def test_in_a_comparison_lit_pictures_measure_48_pixels_and_the_page_fits_its_wi
         number = document.nodes.unit[int(node.get_attribute("data-node"))]
         assert node.locator("tspan").all_text_contents() == [str(number)]
         columns.setdefault(round(left + right), []).append(number)
-    assert max(map(len, columns.values())) == {0: 5, 2: 6}[seed]
+    assert max(map(len, columns.values())) == {1: 5, 7: 6}[seed]
     stage = page.locator(".stage")
     assert stage.evaluate("e => e.scrollHeight <= e.clientHeight && e.scrollWidth <= e.clientWidth")
     assert page.evaluate("document.documentElement.scrollHeight") == 720

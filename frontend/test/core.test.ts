@@ -5,9 +5,10 @@ import { Ajv2020 } from "ajv/dist/2020.js";
 import { fileName } from "../src/app/exports.js";
 import { formatHash, parseHash } from "../src/app/hash.js";
 import { blockOf, blocksOf, closedAtFirst, opensTo, spanName } from "../src/core/blocks.js";
+import { filtersText } from "../src/core/caption.js";
 import { DocumentError, decode, type Graph, gainOf, isFitted, setOf } from "../src/core/decode.js";
 import { figures, PRESETS } from "../src/core/figure.js";
-import { type Flow, flowOf } from "../src/core/flow.js";
+import { aliveAt, type Flow, fewestKernels, flowOf } from "../src/core/flow.js";
 import { count, decimal, percent, plural } from "../src/core/format.js";
 import { labelBox } from "../src/core/labels.js";
 import { circuitName, labelsOf, layerName, nodeName } from "../src/core/names.js";
@@ -322,6 +323,40 @@ test("main paths are complete, the strongest there are, and more of them light n
   assert.ok(fewer.units > 100 && fewer.inColumn > 50);
 });
 
+test("of two compared circuits, the main paths of each are lit", () => {
+  let both = 0;
+  for (const graph of SEEDS.map(large)) {
+    const scene = draw(graph, view({ compare: 1 }), CANVASES[0]!);
+    const whole = scene.parts.edges.map((_, bundle) => scene.selection.bundles[bundle]!);
+    const lit = whole.map(() => 0);
+    for (const [i, { bundle }] of scene.edges.entries()) lit[bundle] = scene.main.edges[i]!;
+    const complete = [1, 2].map((bit) => {
+      const of = (bundles: number[]) =>
+        bundles.map((is, b) => Number(is && scene.parts.edges[b]!.some((edge) => scene.flow.alive[edge]! & bit)));
+      const [drawn, shown] = [of(whole), of(lit)].map(
+        (bundles) => paths(scene.parts, bundles, scene.parts.root).length,
+      );
+      assert.equal(drawn! > 0, shown! > 0);
+      return drawn! > 0;
+    });
+    if (complete.every(Boolean)) both++;
+  }
+  assert.ok(both > 10);
+});
+
+test("the slider ends where a kernel less leaves nothing on a complete path", () => {
+  for (const graph of SEEDS.map(small))
+    for (const [variant, { kept }] of graph.document.variants.entries())
+      for (const root of [null, ...graph.leftToRight]) {
+        const least = fewestKernels(graph, { variant, root });
+        const { rank } = graph.variants[variant]!;
+        for (let kernels = 1; kernels <= kept; kernels++) {
+          const { aliveNode } = aliveAt(graph, rank, kernels, root ?? graph.document.target);
+          assert.equal(aliveNode[root ?? graph.document.target] === 1, kernels >= least);
+        }
+      }
+});
+
 test("by default the main paths are lit, in full, and their kernels alone have heat maps", () => {
   for (const graph of SEEDS.map(large)) {
     const scene = draw(graph, view(), CANVASES[0]!);
@@ -614,6 +649,13 @@ test("a range of columns is drawn as one, and the flow through it is that of wha
     const node = scene.nodes.find((each) => each.span);
     if (node) assert.match(insideText(graph, scene.flow, node.nodes), /^\d+ layers?, \d+ filters?, \d+ kernels?$/);
     assert.ok(scene.numbers.text.includes("were not measured"));
+    const asOne = scene.nodes.filter(({ span }) => span);
+    const outside = new Set(scene.nodes.filter(({ span }) => !span).flatMap(({ nodes }) => nodes));
+    assert.equal(scene.numbers.blocks, asOne.length);
+    const own = scene.selection.edges.filter((edge) => outside.has(graph.target[edge]!));
+    assert.equal(scene.numbers.filters, countOf(graph, own).filters);
+    if (asOne.length) holds(filtersText(scene.numbers), ` and ${asOne.length} closed block`);
+    else assert.doesNotMatch(filtersText(scene.numbers), /block/);
     const root = graph.leftToRight.find((each) => graph.column[each] === last && scene.flow.aliveNode[each]! > 0)!;
     assert.ok(drawnOf(graph, view({ collapsed: [span], root })).parts.spans.every((each) => each === null));
   }
@@ -953,8 +995,10 @@ test("in a low window, what is dimmed gives way before pictures of the main path
 
 test("in a window, a column with room for its lit pictures at 48 px has them so large, in comparisons as well", () => {
   const promised = new Set<number>(); // numbers of lit pictures in a column of an explorer's comparison, at 1280 x 720
-  for (let seed = 0; seed < 10; seed++) {
-    const graph = decode(randomDocument(seed, { columns: 7, width: 30, readers: 8, exact: true, variants: 2 }));
+  for (let seed = 0; seed < 20; seed++) {
+    const graph = decode(
+      randomDocument(seed, { columns: seed % 2 ? 7 : 4, width: 30, readers: 8, exact: true, variants: 2 }),
+    );
     for (const compare of [null, 1])
       for (const [width, height] of [340, 398, 460, 520].flatMap(
         (height) =>
@@ -1019,6 +1063,31 @@ test("the verdict in one sentence and the table say no more than what was measur
   ]);
   holds(of({ kernels: 20 }).said, ". Nothing of it is on a complete path.");
   holds(of({ kernels: 100 }).said, "; what they do alone was not measured.");
+  holds(of({ kernels: 100 }).said, "The whole circuit keeps the feature: 75 % of its variance away from the border");
+  holds(of({ kernels: 100 }).said, " This drawing shows its 100 most salient kernels: ");
+  holds(of({ kernels: 100, variant: 1 }).said, "This is random, as a whole: ");
+  holds(of({ kernels: 100, compare: 1 }).said, "Two whole circuits: ");
+  assert.ok(!of({ kernels: 100 }).kept);
+  assert.equal(of({ kernels: 100 }).table!.rows[0]!.name, "the whole circuit");
+  const other = drawnOf(graph, view()).parts.members.at(-2)![0]!; // of those of the last column that are drawn
+  for (const [kernels, more] of [
+    [null, ""],
+    [100, " in its 100 most salient kernels"],
+  ] as const) {
+    const at = { root: other, kernels };
+    holds(of(at).said, `This drawing shows what leads to ${nodeName(graph, other)}${more}: `);
+    assert.equal(of(at).table!.rows[0]!.name, "the whole circuit");
+    assert.ok(
+      draw(graph, view(at), CANVASES[0]!)
+        .title.lines.join(" ")
+        .endsWith(nodeName(graph, other) + more),
+    );
+    for (const canvas of CANVASES) // no figure has numbers of what it does not draw
+      assert.match(
+        draw(graph, view(at), canvas).caption.lines.join(" "),
+        /^Not measured[^\d]*; \d+ of \d+ filters drawn\.$/,
+      );
+  }
   assert.ok(!of({ kernels: 100 }).table!.rows.some(({ name }) => name.startsWith("what is drawn")));
   holds(of({ variant: 1 }).said, "This is random: 25 % of its variance");
   assert.ok(!of({ variant: 1 }).kept);
@@ -1036,7 +1105,8 @@ test("the verdict in one sentence and the table say no more than what was measur
       `\u22120.02); ${drawn}, alone R\u00b2 0.41.`,
   ]);
   assert.deepEqual(figure({}, CANVASES[3]), [`Kept: R\u00b2 0.75 inside on 40 unseen images; ${drawn}.`]);
-  holds(figure({ kernels: 100 }).join(" "), " filters drawn."); // what they do alone was not measured
+  assert.match(wide({ kernels: 100 }), /^Not measured on held-out images; \d+ of \d+ filters drawn\.$/);
+  assert.match(wide({ kernels: 100, compare: 1 }), /^Not measured on held-out images; /);
   const drawnToo = /^R\u00b2 inside: 0\.75 \(circuit\), 0\.25 \(random\); \d+ of \d+ filters drawn\.$/;
   assert.match(figure({ compare: 1 }, CANVASES[3]).join(" "), drawnToo);
   const compared =

@@ -3,6 +3,7 @@
 import { useSignal } from "@preact/signals";
 import { useMemo, useRef } from "preact/hooks";
 import { blocksOf, opensTo, spanAt, spanName } from "../core/blocks.js";
+import { fewestKernels } from "../core/flow.js";
 import { count, decimal, percent, plural, significant } from "../core/format.js";
 import { circuitName, layerName } from "../core/names.js";
 import { mainNote } from "../core/scene.js";
@@ -444,6 +445,7 @@ function Density({ store }: { store: Store }) {
   const { variants } = store.graph.document;
   const { variant, kernels } = store.view.value;
   const { kept: most, relevant, role, nested } = variants[variant]!;
+  const least = Math.min(most, fewestKernels(store.graph, store.view.value)); // with less, nothing is drawn
   if (most < 2) return null;
   const levels = variants.flatMap((each, i) => (each.role === "level" ? i : []));
   const anew =
@@ -459,7 +461,7 @@ function Density({ store }: { store: Store }) {
         `${plural(variants[anew[to]!]!.kept, "kernel")}, found separately at this size`,
         "drag",
       );
-    const k = Math.round(most ** (to / STEPS));
+    const k = Math.round(least * (most / least) ** (to / STEPS));
     store.change({ kernels: k >= most ? null : k }, `${plural(Math.min(k, most), "kernel")} kept`, "drag");
   };
   const hint = anew
@@ -475,7 +477,11 @@ function Density({ store }: { store: Store }) {
         part="density"
         min={0}
         max={anew ? anew.length - 1 : STEPS}
-        value={anew ? anew.indexOf(variant) : Math.round((STEPS * Math.log(kept)) / Math.log(most))}
+        value={
+          anew
+            ? anew.indexOf(variant)
+            : Math.round((STEPS * Math.log(kept / least)) / Math.log(most / least || Infinity))
+        }
         aria-label="kernels kept"
         aria-valuetext={`${count(kept)} kernels, density ${significant(density)} %`}
         onInput={(event) => slide(Number(event.currentTarget.value))}
@@ -632,9 +638,9 @@ function About({ store }: { store: Store }) {
 export function FlowText() {
   return (
     <p>
-      The target's score is propagated back layer by layer. Each filter's share is split among its incoming kernels, in
-      proportion to their saliency. In every layer, the shares add up to the whole score. Flow decides what is drawn and
-      lit. It is only a heuristic for display, not a measurement. What was measured is in the caption.
+      The target's score is propagated back layer by layer: each filter's share is split among its incoming kernels, in
+      proportion to their saliency. Flow decides what is drawn and lit. It is a heuristic for display, not a
+      measurement.
     </p>
   );
 }

@@ -11,6 +11,7 @@ export interface Caption {
   text: string;
   /** The numbers in it; null where it was not measured. */
   filters: number;
+  blocks: number;
   ofFilters: number;
   kernels: number;
   ofKernels: number;
@@ -40,6 +41,12 @@ export function isMeasured(graph: Graph, view: View): boolean {
     !view.groups.length &&
     !view.collapsed.length
   );
+}
+
+/** "25 of 528 filters", or "25 filters and 7 closed blocks of 528 filters". */
+export function filtersText({ filters, blocks, ofFilters }: Pick<Caption, "filters" | "blocks" | "ofFilters">): string {
+  const drawn = blocks ? `${plural(filters, "filter")} and ${plural(blocks, "closed block")}` : count(filters);
+  return `${drawn} of ${plural(ofFilters, "filter")}`;
 }
 
 function value(r2: number | null): string {
@@ -144,8 +151,7 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
   const sliced = isWhole(graph, view) ? "" : ` at its ${plural(view.kernels!, "most salient kernel")}`;
   const within = `${of}${sliced}${rooted ? " that lead to the chosen filter" : ""}`;
   const scored = rooted ? "chosen filter's" : "target's";
-  const drawnFilters = `${count(selection.filters)} of ${plural(ofFilters, "filter")}`;
-  const drawn = `${drawnFilters}, ${count(selection.kernels)} of ${plural(ofKernels, "kernel")}${within} are drawn`;
+  const drawn = `${filtersText({ ...selection, ofFilters })}, ${count(selection.kernels)} of ${plural(ofKernels, "kernel")}${within} are drawn`;
   const paths = `complete drawn paths carry ${percent(selection.path)} of the ${scored} score (flow, a heuristic)`;
 
   const { fidelity } = variant;
@@ -203,6 +209,7 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
       ? `${said} ${subject} is drawn: ${plural(ofFilters, "filter")} and ${plural(ofKernels, "kernel")}${aside}.`
       : `${said} ${drawn}; ${paths}${alone}.${nested}`,
     filters: selection.filters,
+    blocks: selection.blocks,
     ofFilters,
     kernels: selection.kernels,
     ofKernels,

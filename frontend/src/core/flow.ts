@@ -22,9 +22,15 @@ export interface Flow {
 
 /** The flow in a view; for two compared circuits, the mean of their flows. */
 export function flowOf(graph: Graph, view: View): Flow {
-  const root = view.root ?? graph.document.target;
-  const first = one(graph, view.variant, view.kernels, root);
-  return view.compare === null ? first : mean(graph, first, one(graph, view.compare, view.kernels, root));
+  const [first, second] = flowsOf(graph, view);
+  return second ? mean(graph, first!, second) : first!;
+}
+
+/** The flow of each circuit of a view. */
+export function flowsOf(graph: Graph, { root, variant, compare, kernels }: View): Flow[] {
+  return [variant, compare].flatMap((each) =>
+    each === null ? [] : one(graph, each, kernels, root ?? graph.document.target),
+  );
 }
 
 function one(graph: Graph, variant: number, kernels: number | null, root: number): Flow {
@@ -105,6 +111,24 @@ export function aliveAt(
     for (let i = inner.start[node]!; i < inner.start[node + 1]!; i++) alive[inner.items[i]!] = 1;
   }
   return { alive, aliveNode };
+}
+
+/** The fewest kernels by rank of which some are on a complete path to the root. */
+export function fewestKernels(graph: Graph, { variant, root }: Pick<View, "variant" | "root">): number {
+  const { incoming, inner, source, kind, leftToRight } = graph;
+  const { rank } = graph.variants[variant]!;
+  const needed = new Float64Array(graph.nodeCount).fill(Infinity);
+  const present = (edge: number) => (rank[edge]! < 0 ? Infinity : rank[edge]! + 1);
+  for (const node of leftToRight) {
+    if (kind[node] === NodeKind.image) needed[node] = 0;
+    for (let i = incoming.start[node]!; i < incoming.start[node + 1]!; i++) {
+      const edge = incoming.items[i]!;
+      needed[node] = Math.min(needed[node]!, Math.max(needed[source[edge]!]!, present(edge)));
+    }
+    for (let i = inner.start[node]!; i < inner.start[node + 1]!; i++)
+      needed[node] = Math.max(needed[node]!, present(inner.items[i]!));
+  }
+  return needed[root ?? graph.document.target]!;
 }
 
 /** The mean of two flows is a flow: conserved, and 1 at the root, or that of the one circuit in which the root is

@@ -3,7 +3,7 @@
 import { spansOf } from "./blocks.js";
 import { caption } from "./caption.js";
 import { type Graph, gainOf, isFitted, setOf } from "./decode.js";
-import { flowOf } from "./flow.js";
+import { type Flow, flowOf, flowsOf } from "./flow.js";
 import { count, gainText, percent, plural, significant } from "./format.js";
 import { headings, labelBox, legend, line, lineHeight, moreLabels, nodeLines, nodeTitle, unitName } from "./labels.js";
 import { type Layers, order } from "./order.js";
@@ -19,10 +19,10 @@ import {
 import { type Box, placeGlyphs, ports, short, through, toPath } from "./route.js";
 import type { Canvas, Glyph, KernelMap, Label, Lit, Mark, More, Scene, SceneEdge, SceneNode } from "./scene-types.js";
 import { carried, insideText, light, of, type Parts, partsOf, pinned, type Selection, select } from "./select.js";
-import { mainPaths, roomIn, type Story } from "./story.js";
+import { mainPaths, type Room, roomIn, type Story } from "./story.js";
 import { plain, shorten, textWidth, wrap } from "./text.js";
 import { EdgeKind, type View } from "./types.js";
-import { figureCaptions } from "./verdict.js";
+import { cutOf, figureCaptions } from "./verdict.js";
 
 /** The scene of a view. */
 export function draw(graph: Graph, view: View, within: Canvas): Scene {
@@ -40,7 +40,7 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
   const slot = (unit: number) => shown.indexOf(parts.column[unit]!);
 
   const pins = pinned(parts, view);
-  const story = mainPaths(parts, selection.bundles, roomIn(shown.length), pins);
+  const story = storyOf(graph, flow, parts, selection, view, roomIn(shown.length), pins);
   const full = view.paths === "all" ? selection.units : story.units;
 
   const bundles = strengths(graph, flow, parts, selection, columns.edge, slot);
@@ -228,6 +228,31 @@ export function draw(graph: Graph, view: View, within: Canvas): Scene {
   return isolate(graph, scene, view.isolate, view.share);
 }
 
+/** The main paths of a view: of two compared circuits, those of each, while there is room for both. */
+function storyOf(
+  graph: Graph,
+  flow: Flow,
+  parts: Parts,
+  { bundles }: Selection,
+  view: View,
+  room: Room,
+  pins: Set<number>,
+): Story {
+  if (view.compare === null) return mainPaths(parts, bundles, room, pins);
+  const each = flowsOf(graph, view).map((own, i) => {
+    const within = partsOf(graph, { ...own, alive: flow.alive, aliveNode: flow.aliveNode }, view);
+    const alive = bundles.map((is, b) => is && +parts.edges[b]!.some((edge) => flow.alive[edge]! & (1 << i)));
+    return (units: number) => mainPaths(within, alive, { ...room, units }, pins);
+  });
+  for (let most = room.units; ; most--) {
+    const [story, other] = each.map((paths) => paths(most));
+    for (const what of ["units", "bundles"] as const) other![what].forEach((is, i) => (story![what][i]! |= is));
+    const columns = parts.column.filter((_, unit) => story!.units[unit]);
+    const crowded = columns.some((at) => columns.filter((column) => column === at).length > room.inColumn);
+    if (most < 2 || (columns.length <= room.units && !crowded)) return story!;
+  }
+}
+
 const SCROLL_BAR = 16; // px
 // What gives way so that a column fits a height, in this order: pictures shrink, labels stand beside them, and what is
 // dimmed loses its number and becomes a speck, which in narrow columns comes before labels beside. Only then do
@@ -357,7 +382,7 @@ function isolatedNote(graph: Graph, scene: Scene, unit: number, share: number): 
   return `Lit: the paths that carry ${percent(share)} of the drawn flow through ${through}.`;
 }
 
-/** "Lit: the main paths, 18 of the 73 filters drawn, 2 % of the score." Blocks that are drawn as one are counted
+/** "Lit: the main paths, 18 of the 73 drawn filters, 2 % of the score." Blocks that are drawn as one are counted
  *  apart. */
 export function mainNote({ main, nodes, edges, parts }: Scene): string {
   const kept = new Uint8Array(parts.edges.length);
@@ -367,7 +392,7 @@ export function mainNote({ main, nodes, edges, parts }: Scene): string {
   const blocks = nodes.filter(({ span }) => span).length;
   const beside = blocks ? ` and ${count(lit[1]!)} of ${plural(blocks, "block")}` : "";
   const share = percent(carried(parts, kept)[parts.root] ?? 0);
-  const filters = `${count(lit[0]!)} of ${plural(nodes.length - blocks, "filter")} drawn`;
+  const filters = `${count(lit[0]!)} of the ${plural(nodes.length - blocks, "drawn filter")}`;
   return `Lit: the main paths, ${filters}${beside}, ${share} of the score.`;
 }
 
@@ -503,7 +528,8 @@ function header(
   what: { bundles: Bundle[]; hides: boolean; inner: boolean; grids: boolean; firsts: boolean },
 ) {
   const inner = canvas.width - 2 * sizes.margin;
-  const full = plain(graph.document.meta.title);
+  const cut = cutOf(graph, view);
+  const full = plain(graph.document.meta.title) + (cut && `: ${cut}`);
   const { items, beside } = legend(graph, view, canvas, sizes, full, what);
   const titleLines = wrap(full, inner, sizes.title).slice(0, 3);
   const title = line(

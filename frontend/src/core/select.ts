@@ -35,8 +35,10 @@ export interface Selection {
   bundles: Uint8Array;
   /** All edges of the document that the drawing stands for: inner kernels and those of the image included. */
   edges: number[];
+  /** Those of the filters that have a place of their own, and how many blocks are drawn as one beside them. */
   kernels: number;
   filters: number;
+  blocks: number;
   path: number; // the share of the root's flow that complete drawn paths carry
 }
 
@@ -151,7 +153,9 @@ export function select(graph: Graph, flow: Flow, parts: Parts, view: View): Sele
   const bundles = whole ? new Uint8Array(parts.edges.length).fill(1) : chooseBundles(parts, units, view.kernelsPerNode);
   if (!whole) dropDeadEnds(parts, units, bundles, pinned(parts, view));
   const edges = edgesOf(graph, flow, parts, units, bundles);
-  return { units, bundles, edges, ...countOf(graph, edges), path: carried(parts, bundles)[parts.root] ?? 0 };
+  const own = edges.filter((edge) => !parts.spans[parts.unitOf[graph.target[edge]!]!]);
+  const blocks = parts.spans.filter((span, unit) => span && units[unit]).length;
+  return { units, bundles, edges, ...countOf(graph, own), blocks, path: carried(parts, bundles)[parts.root] ?? 0 };
 }
 
 /** The number of kernels among some edges, and of the filters that they belong to. A kernel counts once if its layer

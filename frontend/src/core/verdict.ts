@@ -1,9 +1,9 @@
 /** What was measured, for those who do not read the whole caption: one sentence, and a small table. */
 
-import { type Caption, isMeasured, isWhole } from "./caption.js";
+import { type Caption, filtersText, isMeasured, isWhole } from "./caption.js";
 import type { Graph } from "./decode.js";
 import { count, decimal, percent, plural } from "./format.js";
-import { circuitName } from "./names.js";
+import { circuitName, nodeName } from "./names.js";
 import { plain, shorten } from "./text.js";
 import type { Fidelity, Rival, Variant, View } from "./types.js";
 
@@ -32,7 +32,8 @@ const SHORT: Record<Fidelity["verdict"], string> = {
 export function headline(graph: Graph, view: View, numbers: Caption): Headline {
   const { variants } = graph.document;
   const variant = variants[view.variant]!;
-  const drawing = drawn(graph, view, numbers, variant.fidelity);
+  const cut = cutOf(graph, view);
+  const drawing = drawn(graph, view, numbers, variant.fidelity, cut);
   if (view.compare !== null) {
     if (!variant.fidelity && !variants[view.compare]!.fidelity)
       return {
@@ -49,7 +50,11 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
       const said = `${word}, ${part(decisive(fidelity))}${where}${less}`;
       return `${circuitName(graph, each, view)} ${said}`;
     });
-    return { kept: false, verdict: "Two circuits", text: `${both.join("; ")}. ${drawing}` };
+    return {
+      kept: false,
+      verdict: cut ? "Two whole circuits" : "Two circuits",
+      text: `${both.join("; ")}. ${drawing}`,
+    };
   }
   const { fidelity } = variant;
   if (!fidelity || !graph.document.heldOut)
@@ -72,10 +77,11 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
   ] as const;
   const beside = baselines.flatMap(([name, r2]) => (r2 === null ? [] : `${name} ${share(r2)}`));
   const where = inside ? middle(fidelity) + closed(overall(fidelity, share)) : "";
+  const verdict =
+    variant.role === "control" ? `This is ${plain(variant.name)}` : VERDICTS[fidelity.verdict] + found(variant);
   return {
-    kept: variant.role !== "control" && fidelity.verdict === "keeps" && found(variant) === "",
-    verdict:
-      variant.role === "control" ? `This is ${plain(variant.name)}` : VERDICTS[fidelity.verdict] + found(variant),
+    kept: !cut && variant.role !== "control" && fidelity.verdict === "keeps" && found(variant) === "",
+    verdict: !cut ? verdict : /^[DK]/.test(verdict) ? `The whole circuit ${lower(verdict)}` : `${verdict}, as a whole`,
     text: `${part(value)}${where} ${on}${beside.length ? ` (${beside.join(", ")})` : ""}${fitted(variant)}. ${drawing}`,
   };
 }
@@ -91,12 +97,11 @@ export function figureCaptions(graph: Graph, view: View, numbers: Caption): stri
   const { variants, heldOut } = graph.document;
   const variant = variants[view.variant]!;
   const { fidelity } = variant;
-  const whole =
-    isWhole(graph, view) && view.compare === null && (view.root ?? graph.document.target) === graph.document.target;
-  const all = whole && numbers.ofKernels > 0 && numbers.kernels >= numbers.ofKernels;
-  const drawing = all
-    ? `all ${plural(numbers.ofKernels, "kernel")} drawn`
-    : `${count(numbers.filters)} of ${plural(numbers.ofFilters, "filter")} drawn`;
+  const cut = cutOf(graph, view);
+  const all = !cut && view.compare === null && numbers.ofKernels > 0 && numbers.kernels >= numbers.ofKernels;
+  const drawing = all ? `all ${plural(numbers.ofKernels, "kernel")} drawn` : `${filtersText(numbers)} drawn`;
+  if (cut)
+    return ["not measured on held-out images", "not measured"].map((said) => `${capitalized(said)}; ${drawing}.`);
   if (view.compare !== null) return compared(graph, view, drawing);
   const size = `${kernelsText(variant)} of kernels, `;
   if (!fidelity || !heldOut)
@@ -263,11 +268,18 @@ function share(r2: number): string {
   return r2 < -1 ? `R²\u00a0${decimal(r2)}` : `${decimal(100 * r2, 0)}\u00a0%`;
 }
 
-function drawn(graph: Graph, view: View, numbers: Caption, fidelity: Fidelity | null): string {
+/** What a view is about instead of whole circuits, of which alone anything was measured: "its 40 most salient kernels",
+ *  "what leads to filter 9 of conv3_1"; "" if it is about whole ones. */
+export function cutOf(graph: Graph, view: View): string {
+  const kernels = isWhole(graph, view) ? "" : `its ${plural(view.kernels!, "most salient kernel")}`;
+  if (view.root === null || view.root === graph.document.target) return kernels;
+  return `what leads to ${nodeName(graph, view.root)}${kernels && ` in ${kernels}`}`;
+}
+
+function drawn(graph: Graph, view: View, numbers: Caption, fidelity: Fidelity | null, cut: string): string {
   if (!numbers.ofKernels) return "Nothing of it is on a complete path.";
-  const partial = !isWhole(graph, view) || (view.root !== null && view.root !== graph.document.target);
-  if (numbers.kernels >= numbers.ofKernels && !partial) return `All ${plural(numbers.ofKernels, "kernel")} are drawn.`;
-  const shows = `This drawing shows ${count(numbers.filters)} of ${plural(numbers.ofFilters, "filter")}`;
+  if (numbers.kernels >= numbers.ofKernels && !cut) return `All ${plural(numbers.ofKernels, "kernel")} are drawn.`;
+  const shows = `This drawing shows ${cut && `${cut}: `}${filtersText(numbers)}`;
   if (view.compare !== null || !fidelity?.drawn) return `${shows}.`;
   if (!isMeasured(graph, view)) return `${shows}; what they do alone was not measured.`;
   const alone = fidelity.drawn.r2;
@@ -301,7 +313,12 @@ export function r2Table(graph: Graph, view: View, numbers: Caption): R2Table | n
   if (!fidelity) return null;
   const central = fidelity.interior === "central";
   const rows = shown.map((each) => ({
-    name: shown.length === 1 && variant.role === "circuit" ? "this circuit" : circuitName(graph, each, view),
+    name:
+      shown.length > 1 || variant.role !== "circuit"
+        ? circuitName(graph, each, view)
+        : cutOf(graph, view)
+          ? "the whole circuit"
+          : "this circuit",
     own: true,
     values: (["r2", "r2Interior", "r2Rectified"] as const).map((of) => variants[each]!.fidelity?.[of] ?? null),
   }));
@@ -325,7 +342,7 @@ export function r2Table(graph: Graph, view: View, numbers: Caption): R2Table | n
   }
   const average = rivalOf(fidelity, "average_map")?.r2Rectified ?? null;
   beside("average map, no network", fidelity.r2AverageMap, fidelity.r2AverageMapInterior, average);
-  if (shown.length === 1 && isWhole(graph, view) && numbers.kernels < numbers.ofKernels)
+  if (shown.length === 1 && !cutOf(graph, view) && numbers.kernels < numbers.ofKernels)
     beside("what is drawn, alone", numbers.r2Drawn, null, null);
   return {
     columns: [
