@@ -25,7 +25,12 @@ MOST = 200
 
 _KEPT = 1000  # events that can be asked for again
 _ATTEMPTS = 3  # to start a worker that dies before it is ready
-_TURNS = {"find": 1, "visualise": 1, "sweep": 2, "split": 2, "neighbours": 2, "trajectory": 2, "index": 3}
+_TURNS = {
+    **dict.fromkeys(("diagram", "compare"), 1),
+    **dict.fromkeys(("find", "visualise"), 2),
+    **dict.fromkeys(("sweep", "split", "neighbours", "trajectory"), 3),
+    "index": 4,
+}
 _SLOTS = 1 + max(_TURNS.values())  # jobs that have begun at once: each between two steps of one of a later turn
 _log = logging.getLogger(__name__)
 
@@ -76,7 +81,7 @@ class Job:
     @property
     def turn(self) -> int:
         """When it goes: those of 0, which take seconds, are done between two steps of others, and so on."""
-        return _TURNS.get(self.kind, 1 if self.parameters.get("controls") else 0)
+        return _TURNS["find"] if self.parameters.get("controls") else _TURNS.get(self.kind, 0)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the job as JSON values."""
