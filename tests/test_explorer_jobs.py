@@ -244,6 +244,29 @@ def test_a_curve_is_of_kernels_alone(explored):
 
 
 @pytest.mark.slow
+def test_phases_on_all_photographs_say_how_many_there_are(explored):
+    class Told(Quiet):
+        def __init__(self):
+            self.phases = {}
+
+        def phase(self, description):
+            self.steps = self.phases.setdefault(description, [])
+
+        def __call__(self, done, total):
+            self.steps.append((done, total))
+
+    options = {"groups": 2, "held_out": 0.4, "alpha": 0.05, "densities": [0.3], "refit": "none"}
+    told, store = Told(), explored.session.store
+    known = {one.file for one in store.circuits()}
+    said = do(explored.project, "split", {"feature": "4:2", "shuffles": 0, "seed": 0, **options}, told)
+    (store.folder / "splits" / f"{said['split']}.json").unlink()
+    for one in store.circuits():
+        if one.file not in known:
+            one.file.unlink()
+    for phase in ("looking at photographs", "reading how each image is computed"):
+        assert told.phases[phase] == [(16, 24), (24, 24)], phase
+
+
 def test_a_split_is_that_of_the_library_and_its_circuits_are_kept(explored):
     said = explored.job("split", feature="4:2", groups=2, densities=[0.3], shuffles=1)
     found = explored.get(f"splits/{said['split']}")

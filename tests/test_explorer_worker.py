@@ -566,6 +566,26 @@ def test_what_takes_seconds_goes_first_and_what_a_page_begins_by_itself_before_w
     assert Job("0", "diagram", {"controls": True}).turn == Job("0", "find", {}).turn  # it fits constants
 
 
+def test_a_job_says_since_when_its_phase_runs(monkeypatch):
+    now = 1000.0
+    clock = types.SimpleNamespace(time=lambda: now, monotonic=lambda: now)
+    monkeypatch.setattr("convcircuits.explorer.jobs.time", clock)
+    job = Job("0", "find", {}, created=now)
+    assert job.since is None
+    job.enter("starting")
+    now = 1010.0
+    job.progress("scoring", 0, 24)
+    assert (job.since, job.rate, job.left) == (1010.0, None, None)
+    now = 1018.0
+    job.progress("scoring", 16, 24)
+    assert (job.since, job.rate, job.left) == (1010.0, 2.0, 4.0)
+    now = 1020.0
+    job.enter("paused for a shorter job")
+    assert (job.since, job.rate, job.left) == (1020.0, None, None)
+    job.enter("")
+    assert job.since is None
+
+
 def test_the_index_begins_again_if_photographs_changed_before_a_worker_started_anew(explorer):
     ready = []
     explorer.jobs.on_ready = lambda: ready.append(explorer.jobs.about["key"])

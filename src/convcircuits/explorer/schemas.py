@@ -645,6 +645,7 @@ class JobState(_Answer):
     parameters: dict[str, Any]
     state: Literal["queued", "running", "done", "failed", "cancelled"]
     phase: str = Field(description="What is being done, in words.")
+    since: float | None = Field(description="When the phase began, in seconds since 1970; None if it does not run.")
     done: int
     total: int | None
     rate: float | None = Field(description="Steps per second.")

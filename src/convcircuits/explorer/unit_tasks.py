@@ -186,8 +186,8 @@ def split(
     options: dict[str, Any] = {"groups": groups, "held_out": held_out, "alpha": alpha, "densities": list(densities)}
     options |= {"refit": refit, "shuffles": shuffles, "seed": seed}
     progress.phase("looking at photographs")
-    for batch in images:  # which of them can be read
-        progress(len(batch), None)
+    for _ in images:  # which of them can be read
+        progress(len(images.numbers), images.total_images)
     found = cc.split(
         loaded.model,
         unit,
