@@ -317,7 +317,7 @@ class Session:
     def whole(self, file: Path) -> bool:
         """Return whether a picture, a module or a document is there, and what it should be; if so, it counts as used.
 
-        A damaged one is removed and reported, so that it is made again.
+        A damaged one is removed and reported, so that it can be made again.
         """
         with contextlib.suppress(OSError):
             if self._whole.get(file) != _state(file):
