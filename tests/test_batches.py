@@ -197,6 +197,19 @@ def test_progress_is_told_after_each_batch_of_every_pass(images):
     assert seen == [1, 2, 3] * 2
 
 
+class Counted(list):
+    total_images = 7
+
+
+def test_progress_has_the_number_that_images_say_of_themselves():
+    told = []
+    options = {"device": torch.device("cpu"), "dtype": torch.float64, "batch_size": 3}
+    found = Batches(Counted([X[:5], X[5:]]), progress=lambda *progress: told.append(progress), **options)
+    assert found.total is None  # only a tensor has any of its images at hand
+    list(found)
+    assert told == [(3, 7), (5, 7), (7, 7)]
+
+
 class Unrun(torch.nn.Module):
     """A model that may not run."""
 

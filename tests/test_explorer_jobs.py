@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 import convcircuits as cc
 from convcircuits.circuits.replacing import Change, Replaced
+from convcircuits.drawing.data import Document
 from convcircuits.drawing.tiles import read_data_url
 from convcircuits.explorer import bundle, circuit_tasks, schemas
 from convcircuits.explorer.bundle import Bundle
@@ -243,6 +244,29 @@ def test_a_curve_is_of_kernels_alone(explored):
 
 
 @pytest.mark.slow
+def test_phases_on_all_photographs_say_how_many_there_are(explored):
+    class Told(Quiet):
+        def __init__(self):
+            self.phases = {}
+
+        def phase(self, description):
+            self.steps = self.phases.setdefault(description, [])
+
+        def __call__(self, done, total):
+            self.steps.append((done, total))
+
+    options = {"groups": 2, "held_out": 0.4, "alpha": 0.05, "densities": [0.3], "refit": "none"}
+    told, store = Told(), explored.session.store
+    known = {one.file for one in store.circuits()}
+    said = do(explored.project, "split", {"feature": "4:2", "shuffles": 0, "seed": 0, **options}, told)
+    (store.folder / "splits" / f"{said['split']}.json").unlink()
+    for one in store.circuits():
+        if one.file not in known:
+            one.file.unlink()
+    for phase in ("looking at photographs", "reading how each image is computed"):
+        assert told.phases[phase] == [(16, 24), (24, 24)], phase
+
+
 def test_a_split_is_that_of_the_library_and_its_circuits_are_kept(explored):
     said = explored.job("split", feature="4:2", groups=2, densities=[0.3], shuffles=1)
     found = explored.get(f"splits/{said['split']}")
@@ -723,6 +747,42 @@ def test_no_photographs_are_in_a_bundle_unless_they_are_asked_for(explored, tmp_
         of_bundle(tmp_path / "b.zip", "classed_net:net", None, tmp_path, weights=None, read_only=False)
     with pytest.raises(cc.ConvCircuitsError, match="does not go with --read-only"):
         of_bundle(tmp_path / "b.zip", "classed_net:net", "sample", tmp_path, weights=None, read_only=True)
+
+
+def test_a_bundle_without_photographs_shows_parts_of_them_alone(explored, monkeypatch, tmp_path):
+    """And only the circuit's file, whose hash is its id, names any."""
+    circuit = explored.load(explored.circuit)
+    told = ["Copies of other photographs, left out (1): 23.png"]
+    other = dataclasses.replace(circuit, provenance={**circuit.provenance, "notes": told})
+    file = cc.save(other, explored.session.store.place_for("told"))
+    (id,) = [one.id for one in explored.session.store.circuits() if one.file == file]
+    explored.job("evaluate", circuit=id)
+    explored.job("diagram", circuit=id)
+    drawn = Document.from_json(explored.session.document(explored.session.circuit(id)))
+    assert drawn.images is not None
+    assert drawn.tiles.wholes
+    assert told[0] + "." in drawn.meta.notes
+    names = [photograph.name for photograph in explored.materials.photographs.values()]
+    place = tmp_path / "b.zip"
+    for photographs in (True, False):
+        content = explored.request("GET", f"circuits/{id}/bundle?photographs={photographs}").content
+        place.write_bytes(content)
+        contents = Bundle.read(place).files
+        sent = Document.from_json(contents["diagram.json"])
+        texts = {name: contents[name].decode() for name in ("report.json", "diagram.json")}
+        if photographs:
+            assert sent.to_json() == drawn.to_json()
+            assert all(any(name in text for name in names) for text in texts.values())
+        else:
+            assert not any(name in text for name in names for text in texts.values())
+    assert (sent.images, sent.tiles.wholes) == (None, ())
+    assert sent.tiles.pages[0].src == drawn.tiles.pages[0].src
+    assert set(drawn.meta.notes) - set(sent.meta.notes) == {told[0] + "."}
+    file.unlink()
+    found = Explored(dataclasses.replace(explored.session.opening, project=tmp_path / "p", bundle=place))
+    assert found.get(f"circuits/{id}")["report"]["sent"]
+    assert Document.from_json(found.request("GET", f"circuits/{id}/diagram").content).images is None
+    found.session.close()
 
 
 def test_a_bundle_is_compressed():

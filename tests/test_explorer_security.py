@@ -85,6 +85,44 @@ def test_without_the_cookie_nothing_is_answered(cookie):
     assert ask(guard, session=False, headers=headers).status_code == 401
 
 
+async def refusing(scope, receive, send):
+    """An application in which there is nothing."""
+    body = json.dumps({"error": "There is no layer <b>."}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 404, "headers": headers})
+    await send({"type": "http.response.body", "body": body[:5], "more_body": True})
+    await send({"type": "http.response.body", "body": body[5:]})
+
+
+PERSON = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize("headers", [PERSON, {"sec-fetch-mode": "navigate", "sec-fetch-site": "none"}])
+@pytest.mark.parametrize("path", ["/", "/nonsense", "/apis"])
+def test_a_person_who_opens_an_address_reads_a_page_and_no_json(path, headers):
+    guard = Guard(refusing, port=PORT)
+    for session, status, said in ((False, 401, "printed in its terminal."), (True, 404, "no layer &lt;b&gt;.")):
+        answer = ask(guard, path=path, headers=headers, session=session)
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert int(answer.headers["content-length"]) == len(answer.content)
+        assert said in answer.text
+        assert ('href="/"' in answer.text) == session  # it leads there without the token, too, but to the same page
+        assert HEADERS.items() <= dict(answer.headers).items()
+        assert "script" not in answer.text
+        assert "style" not in answer.text
+    assert ask(guarded(), path=path, headers=headers).json()["path"] == path  # what is no error stays as it is
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [("GET", "/nonsense", {}), ("GET", "/api", PERSON), ("GET", "/api/v1/x", PERSON), ("POST", "/x", PERSON | JSON)],
+)
+def test_a_program_is_answered_in_json(method, path, headers):
+    for session in (False, True):
+        assert "error" in ask(Guard(refusing, port=PORT), method, path, headers=headers, session=session).json()
+
+
 @pytest.mark.parametrize(
     "host",
     [

@@ -83,6 +83,29 @@ def test_a_report_is_that_of_its_circuit(store):
     assert heard[0].startswith("reports/aaaaaaaaaaaaaaaa.json was damaged")
 
 
+@pytest.mark.parametrize("kind", ["reports", "curves", "splits"])
+def test_what_took_long_is_kept_when_it_is_damaged_and_nothing_is_promised(store, kind):
+    for number in (1, 2):
+        file = store.folder / kind / "a.json"
+        file.write_text(number * "{")
+        assert store.read_json(file) is None
+        assert store.remarks[-1].endswith(f"it was kept as a.damaged-{number}.json; ask for it again.")
+        assert (store.folder / kind / f"a.damaged-{number}.json").read_text() == number * "{"
+        assert not file.exists()
+        assert store.splits() == []
+        assert len(store.remarks) == number
+
+
+def test_other_derived_files_that_are_damaged_are_removed_and_only_the_index_is_made_by_itself(store):
+    again = {"features": "ask for it again", "jobs": "ask for it again", "index": "it will be made again"}
+    for kind, said in again.items():
+        file = store.folder / kind / "a.json"
+        file.write_text("{")
+        assert store.read_json(file) is None
+        assert [*(store.folder / kind).iterdir()] == []
+        assert store.remarks[-1].endswith(f"; {said}.")
+
+
 def test_notes_are_kept_in_words_and_a_damaged_file_of_notes_is_kept_too(store):
     store.write_note("unit a:1", {"label": "é <b>"})
     store.write_note("photo 1", {"label": "x"})

@@ -38,7 +38,7 @@ from convcircuits.explorer.security import Guard
 from convcircuits.explorer.server import listening
 from convcircuits.explorer.session import Session
 from convcircuits.explorer.store import Store, curve_key
-from convcircuits.explorer.tasks import do
+from convcircuits.explorer.tasks import TASKS, do
 from convcircuits.network.provenance import architecture_hash
 from convcircuits.recipes import criterion_options
 from convcircuits.zoo.prepared import Prepared
@@ -510,7 +510,7 @@ def test_a_job_is_never_seen_while_it_ends(explorer, monkeypatch):
 def test_jobs_go_by_turns_and_only_what_is_done_now_is_ended_for_its_sake(explorer, monkeypatch):
     jobs, sent = explorer.jobs, []
     jobs.about = {"key": "k", "basis": "b"}
-    jobs._channel, jobs._stops = types.SimpleNamespace(send=sent.append, close=lambda: None), [0] * 4
+    jobs._channel, jobs._stops = types.SimpleNamespace(send=sent.append, close=lambda: None), [0] * 5
     jobs._questions, jobs._process = types.SimpleNamespace(close=lambda: None), Ended()
     kinds = {"a": "sweep", "b": "find", "c": "ablate", "d": "split", "e": "evaluate"}
 
@@ -550,6 +550,40 @@ def test_jobs_go_by_turns_and_only_what_is_done_now_is_ended_for_its_sake(explor
     jobs._died()
     assert (states()["d"], states()["e"]) == ("queued", "failed")  # it goes on, from its beginning
     assert jobs._running == []
+
+
+def test_what_takes_seconds_goes_first_and_what_a_page_begins_by_itself_before_what_takes_long():
+    turns = [
+        {"evaluate", "extract", "ablate", "put_back"},
+        {"diagram", "compare"},
+        {"find", "visualise"},
+        {"sweep", "split", "neighbours", "trajectory"},
+        {"index"},
+    ]
+    assert {kind: Job("0", kind, {}).turn for kind in TASKS} == {
+        kind: turn for turn, kinds in enumerate(turns) for kind in kinds
+    }
+    assert Job("0", "diagram", {"controls": True}).turn == Job("0", "find", {}).turn  # it fits constants
+
+
+def test_a_job_says_since_when_its_phase_runs(monkeypatch):
+    now = 1000.0
+    clock = types.SimpleNamespace(time=lambda: now, monotonic=lambda: now)
+    monkeypatch.setattr("convcircuits.explorer.jobs.time", clock)
+    job = Job("0", "find", {}, created=now)
+    assert job.since is None
+    job.enter("starting")
+    now = 1010.0
+    job.progress("scoring", 0, 24)
+    assert (job.since, job.rate, job.left) == (1010.0, None, None)
+    now = 1018.0
+    job.progress("scoring", 16, 24)
+    assert (job.since, job.rate, job.left) == (1010.0, 2.0, 4.0)
+    now = 1020.0
+    job.enter("paused for a shorter job")
+    assert (job.since, job.rate, job.left) == (1020.0, None, None)
+    job.enter("")
+    assert job.since is None
 
 
 def test_the_index_begins_again_if_photographs_changed_before_a_worker_started_anew(explorer):

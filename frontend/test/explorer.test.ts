@@ -340,6 +340,7 @@ const JOB: Job = {
   parameters: { feature: "features.14:12@interior", criterion: "snip", density: 0.1 },
   state: "running",
   phase: "scoring",
+  since: 1000,
   done: 9,
   total: 24,
   rate: 2,
@@ -353,6 +354,14 @@ const JOB: Job = {
 test("jobs say what they do and how far they are", () => {
   assert.equal(jobName(JOB, [], LAYERS), "Find a circuit of conv3_3 unit 12, interior (snip, density 0.1)");
   assert.equal(progress(JOB), "scoring 9 / 24 \u00b7 2 per second \u00b7 1 min 15 s left in this step");
+  const begun = { ...JOB, done: 0, rate: null, left: null };
+  assert.equal(progress(begun, "", 1000.5), "scoring 0 / 24");
+  assert.equal(progress(begun, "", 1075), "scoring 0 / 24 \u00b7 for 1 min 15 s now"); // before its first batch is done
+  assert.equal(
+    progress({ ...JOB, done: 24, left: 0 }, "", 1013.5), // what comes after the last one
+    "scoring 24 / 24 \u00b7 2 per second \u00b7 for 13 s now",
+  );
+  assert.equal(progress({ ...begun, total: null, since: null }, "", 1075), "scoring");
   assert.equal(progress({ ...JOB, state: "failed", error: "Out of memory." }), "Out of memory.");
   assert.equal(progress({ ...JOB, state: "queued" }), "waiting");
   assert.equal(progress({ ...JOB, state: "queued" }, "Draw a"), "waits until this is done: Draw a");

@@ -430,6 +430,7 @@ export interface Job {
   phase: string;
   done: number;
   total: number | null;
+  since: number | null; // when the phase began
   rate: number | null;
   left: number | null;
   error: string;

@@ -22,8 +22,9 @@ export function JobsPage() {
       <main id="main">
         <h1 tabIndex={-1}>Jobs</h1>
         <p class="lead">
-          One job runs at a time. What takes seconds goes first, between two steps of what runs; then circuits and
-          feature pictures; then splits, curves, maps of photographs and correlations; indexing last.
+          One job runs at a time. What measures a circuit goes first; then diagrams, which take seconds to minutes; then
+          circuits and feature pictures; then splits, curves, maps of photographs and correlations; indexing last. Each
+          goes between two steps of a later one.
         </p>
         {all === null ? (
           <p class="soft">Loading …</p>

@@ -92,13 +92,14 @@ export function bytes(value: number): string {
 }
 
 /** How far a job is. */
-export function progress(job: Job, before = ""): string {
+export function progress(job: Job, before = "", now = Date.now() / 1000): string {
   if (job.state === "queued") return before ? `waits until this is done: ${before}` : "waiting";
   if (job.state !== "running") return job.error || job.state;
   const steps = job.total === null ? (job.done ? count(job.done) : "") : `${count(job.done)} / ${count(job.total)}`;
   const rate = job.rate === null ? "" : ` \u00b7 ${pace(job.rate)} per second`;
-  const left = job.left === null ? "" : ` \u00b7 ${seconds(job.left)} left in this step`;
-  return `${job.phase}${steps && ` ${steps}`}${rate}${left}`;
+  const taken = job.since === null ? 0 : Math.floor(now - job.since);
+  const time = job.left ? `${seconds(job.left)} left in this step` : taken > 0 ? `for ${seconds(taken)} now` : "";
+  return `${job.phase}${steps && ` ${steps}`}${rate}${time && ` \u00b7 ${time}`}`;
 }
 
 /** A number of steps, with two digits at least. */

@@ -188,6 +188,7 @@ export function Sparkline({ counts, zero }: { counts: number[]; zero: number }) 
 export function Progress({ job }: { job: Job }) {
   const part = done(job);
   const active = job.state === "running" || job.state === "queued";
+  useSeconds(job.state === "running");
   return (
     <div class="progress">
       <p>
@@ -201,6 +202,16 @@ export function Progress({ job }: { job: Job }) {
       {active && <Bar part={part} label={job.phase || "waiting"} />}
     </div>
   );
+}
+
+/** Renders again each second while it is wanted. */
+function useSeconds(wanted: boolean) {
+  const [, tick] = useState(0);
+  useEffect(() => {
+    if (!wanted) return;
+    const timer = setInterval(() => tick(Date.now()), 1000);
+    return () => clearInterval(timer);
+  }, [wanted]);
 }
 
 /** What a job that has not begun waits for: what the worker is doing. */

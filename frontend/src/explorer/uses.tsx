@@ -149,6 +149,9 @@ export function Share({ circuit: { id, diagram } }: { circuit: Circuit }) {
         />
         with the photographs it was found and measured on
       </label>
+      <p class="soft">
+        Without them, its diagram shows parts of photographs, and only the circuit's file has their names.
+      </p>
       <div class="line work">
         <button type="button" class="second-button" part="bundle" disabled={busy} onClick={() => save(bundle)}>
           Download the bundle

@@ -230,7 +230,7 @@ def activations(
                     f"{tuple(maps[-1].shape[1:])}; give images of one size."
                 )
             if progress is not None:
-                progress(sum(map(len, maps)), batches.total)
+                progress(sum(map(len, maps)), batches.expected)
     return torch.cat(maps)
 
 
@@ -283,7 +283,7 @@ def _measure(
         census.add(values, full, interior, inside)
         done += len(images)
         if progress is not None:
-            progress(done, batches.total)
+            progress(done, batches.expected)
     return _Measured(comparisons, average_map, own, census)
 
 

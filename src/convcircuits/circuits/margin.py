@@ -242,7 +242,7 @@ def _measured(subject: Subject, made: _Made, batches: Batches, fit: Batches, pro
         errors.append(torch.stack([((_thrice(one) - expected).square() * counts).sum(3) for one in compared], 3))
         done += len(images)
         if progress is not None:
-            progress(done, batches.total)
+            progress(done, batches.expected)
     eps = torch.finfo(subject.network.dtype).eps
     return _Tally(names, torch.cat(full_sums), torch.cat(errors), shift, eps, interior if known else None)
 

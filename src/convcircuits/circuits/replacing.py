@@ -113,7 +113,7 @@ def replaced(
                 sums[n, 1] += (own.argmax(1) == found.argmax(1)).sum().cpu()
         count, classes = count + len(batch), own.shape[1]
         if progress is not None:
-            progress(count, batches.total)
+            progress(count, batches.expected)
     changes = [Change(*row) for row in (sums / count).tolist()]
     return Replaced(count, classes, *changes)
 

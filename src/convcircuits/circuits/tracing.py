@@ -526,7 +526,7 @@ class Trace:
                 totals[name] = totals[name] + value if name in totals else value
             done += batch.size
             if self.progress is not None:
-                total = self.batches.total
+                total = self.batches.expected
                 before = 0 if total is None else self._passed * total
                 self.progress(before + done, None if total is None else self.passes * total)
         self._passed += 1

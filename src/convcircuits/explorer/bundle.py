@@ -7,6 +7,9 @@
     report.json           its figures, if it was measured
     diagram.json          its diagram's document, if it was drawn
     photographs/NAME      those that it was found and measured on, if they were asked for
+
+Without these, the report names no photograph, and the diagram shows none: only parts, which filters respond to. The
+circuit's file, whose hash is its id, names those that it was found and measured on in any case.
 """
 
 import hashlib
@@ -15,11 +18,12 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from convcircuits.drawing.data import Document
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer.store import Store, is_hash, note_key, problem_of_note
 from convcircuits.files import safe_name, write_whole
@@ -189,10 +193,40 @@ class Bundle:
         return id
 
 
-def circuit_files(circuit: bytes, report: bytes | None, diagram: bytes | None) -> dict[str, bytes]:
-    """Return the files of a circuit for a bundle, but for photographs, from their contents."""
-    given = {_CIRCUIT: circuit, _REPORT: report, _DIAGRAM: diagram}
-    return {name: content for name, content in given.items() if content is not None}
+def circuit_files(circuit: bytes, report: Mapping[str, Any] | None, diagram: Document | None) -> dict[str, bytes]:
+    """Return the files of a circuit for a bundle, but for photographs."""
+    files = {_CIRCUIT: circuit}
+    if report is not None:
+        files[_REPORT] = json.dumps(report, indent=1, allow_nan=False).encode()
+    if diagram is not None:
+        files[_DIAGRAM] = diagram.to_json().encode()
+    return files
+
+
+def unnamed(report: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return a report without the names of photographs.
+
+    They are in notes, and in what it repeats of the circuit's file.
+    """
+    figures = report["report"]
+    provenance = {name: value for name, value in figures.get("provenance", {}).items() if name != "circuit"}
+    figures = {**figures, "provenance": provenance, "notes": _naming_none(figures.get("notes", []), names)}
+    return {**report, "report": figures, "notes": _naming_none(report.get("notes", []), names)}
+
+
+def unpictured(document: Document, names: Collection[str]) -> Document:
+    """Return a diagram without photographs, maps on them and their names: only parts that filters respond to stay."""
+    return replace(
+        document,
+        meta=replace(document.meta, notes=tuple(_naming_none(document.meta.notes, names))),
+        tiles=replace(document.tiles, wholes=(), cuts=()),
+        images=None,
+        view=replace(document.view, image=None),
+    )
+
+
+def _naming_none(notes: Iterable[str], names: Collection[str]) -> list[str]:
+    return [note for note in notes if not any(name in note for name in names)]
 
 
 def photograph_name(name: str) -> str:

@@ -25,7 +25,12 @@ MOST = 200
 
 _KEPT = 1000  # events that can be asked for again
 _ATTEMPTS = 3  # to start a worker that dies before it is ready
-_TURNS = {"find": 1, "visualise": 1, "sweep": 2, "split": 2, "neighbours": 2, "trajectory": 2, "index": 3}
+_TURNS = {
+    **dict.fromkeys(("diagram", "compare"), 1),
+    **dict.fromkeys(("find", "visualise"), 2),
+    **dict.fromkeys(("sweep", "split", "neighbours", "trajectory"), 3),
+    "index": 4,
+}
 _SLOTS = 1 + max(_TURNS.values())  # jobs that have begun at once: each between two steps of one of a later turn
 _log = logging.getLogger(__name__)
 
@@ -44,6 +49,7 @@ class Job:
         parameters: With what.
         state: ``queued``, ``running``, ``done``, ``failed`` or ``cancelled``.
         phase: What is being done.
+        since: When the phase began, in seconds since 1970, or None if it does not run.
         done: Steps of the phase that are done.
         total: All its steps, or None if that is not known.
         left: Seconds that the phase will still take, or None if that is not known.
@@ -60,6 +66,7 @@ class Job:
     parameters: dict[str, Any]
     state: str = "queued"
     phase: str = ""
+    since: float | None = None
     done: int = 0
     total: int | None = None
     left: float | None = None
@@ -76,17 +83,22 @@ class Job:
     @property
     def turn(self) -> int:
         """When it goes: those of 0, which take seconds, are done between two steps of others, and so on."""
-        return _TURNS.get(self.kind, 1 if self.parameters.get("controls") else 0)
+        return _TURNS["find"] if self.parameters.get("controls") else _TURNS.get(self.kind, 0)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the job as JSON values."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "cancelled"}
 
+    def enter(self, phase: str) -> None:
+        """Begin a phase, of which neither the rate nor the time left is known yet."""
+        self.phase, self.since, self.rate, self.left = phase, time.time() if phase else None, None, None
+
     def progress(self, phase: str, done: int, total: int | None) -> None:
         """Record progress, and from it the rate and the time left."""
         now = time.monotonic()
         if phase != self.phase or done < self.done:
-            self.phase, self._phase_begun = phase, (now, done)
+            self.enter(phase)
+            self._phase_begun = now, done
         self.done, self.total = done, total
         seconds, steps = now - self._phase_begun[0], done - self._phase_begun[1]
         self.rate = round(steps / seconds, 3) if steps > 0 and seconds > 0 else None
@@ -412,11 +424,12 @@ class Jobs:
             if job is None:
                 return
             if what == "begun":
-                job.phase, job._begun = "starting", True
+                job.enter("starting")
+                job._begun = True
                 self._wait_for_the_cancelled()
                 for each in self._running:
                     if each is not job and each._begun:
-                        each.phase, each.rate, each.left = "paused for a shorter job", None, None
+                        each.enter("paused for a shorter job")
                         self._announce(each)
                 self._announce(job)
             elif what == "progress":
@@ -443,7 +456,8 @@ class Jobs:
         if job.cancelled:
             self._end(job, "cancelled", error="It was cancelled.")
             return
-        job.state, job.phase, job.rate, job.left, job._begun = "queued", "", None, None, False
+        job.enter("")
+        job.state, job._begun = "queued", False
         self._announce(job)
 
     def _fail(self, problem: str) -> None:
@@ -471,7 +485,8 @@ class Jobs:
                 return  # an index stops for it
             job._slot = min({*range(_SLOTS)} - {other._slot for other in self._running})
             self._stops[job._slot] = 0
-            job.state, job.phase = "running", "starting" if last is None else "waiting for the next step of another job"
+            job.state = "running"
+            job.enter("starting" if last is None else "waiting for the next step of another job")
             self._running.append(job)
             self._announce(job)
             with contextlib.suppress(OSError):  # a worker that has ended is seen in a moment
@@ -479,7 +494,7 @@ class Jobs:
 
     def _end(self, job: Job, state: str, *, result: dict[str, Any] | None = None, error: str = "") -> None:
         job.state, job.result, job.error, job.ended = state, result, error, time.time()
-        job.left = job.rate = None
+        job.since = job.left = job.rate = None
         if state == "done" and not self._store.read_only:
             self._store.trim_derived()
             try:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from convcircuits.atlases.atlas import Atlas
+from convcircuits.circuits.asking import check_kernels, check_options, criterion_named, drawable_size, is_descent
 from convcircuits.circuits.contrasting import contrasted
 from convcircuits.contact_sheets import part_of
 from convcircuits.errors import ConvCircuitsError
@@ -24,10 +25,12 @@ from convcircuits.explorer.recent import RecentMaps
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.provenance import architecture_hash, weights_up_to
-from convcircuits.recipes import side
+from convcircuits.recipes import criterion_options, side
 from convcircuits.storage import load
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature
+from convcircuits.values.recipe import default_criterion
+from convcircuits.values.tables import suggest
 from convcircuits.zoo.images import resized
 from convcircuits.zoo.preprocessing import Region
 
@@ -83,6 +86,8 @@ class Questions:
             "contrast": self._contrast,
             "estimate": self._estimate,
         }
+        if name == "possible":
+            return self._possible(*arguments)
         if name in model:
             with self._model:
                 return model[name](*arguments)
@@ -96,7 +101,7 @@ class Questions:
         if name == "values":
             photo, positions = arguments
             return self._recent.of(photo, positions) is not None
-        return name in ("thumb", "source")
+        return name in ("thumb", "source", "possible")
 
     def _thumb(self, photo: str, width: int, box: tuple[int, int, int, int] | None) -> bytes:
         """Return a photograph, or the part that a box of its input shows, as JPEG; what lies outside is hatched."""
@@ -251,6 +256,27 @@ class Questions:
         return weights_up_to(
             self._looking, self._feature(layer, 0), self._input(next(iter(self._materials.photographs)))
         )
+
+    def _possible(self, kind: str, asked: Mapping[str, Any]) -> None:
+        """Raise an error if a job ``find`` or ``split`` can be known to fail."""
+        feature = self._materials.loaded.feature(asked["feature"])
+        known = self._materials.known
+        if feature.layer not in known:
+            raise ConvCircuitsError(f"There is no layer {feature.layer!r:.100}. {suggest(feature.layer, known)}")
+        units = [feature.unit] if isinstance(feature.unit, int) else [int(unit) for unit in feature.unit]
+        among = known[feature.layer].channels
+        if max(units) >= among:
+            raise ConvCircuitsError(f"{feature.layer} has {among} units, 0 to {among - 1}; there is no {max(units)}.")
+        if kind == "split":
+            if not isinstance(feature.unit, int):
+                raise ConvCircuitsError(f"{asked['feature']} is not one unit; give LAYER:UNIT.")
+            return
+        criterion = asked["criterion"] or default_criterion(asked["granularity"])
+        function = criterion_named(criterion)
+        check_options(function, criterion, criterion_options(asked["options"], files=False))
+        if is_descent(function):
+            check_kernels(criterion, asked["granularity"])
+        drawable_size(None, None, asked["filters"], asked["fan_in"], asked["drawable"], asked["granularity"])
 
     def _estimate(self, feature: str, criterion: str, count: int, reach_r2: bool, refit: str) -> dict[str, Any]:
         """Estimate how long a search takes, from the time of one image's forward and backward pass."""

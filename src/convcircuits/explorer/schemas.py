@@ -645,6 +645,7 @@ class JobState(_Answer):
     parameters: dict[str, Any]
     state: Literal["queued", "running", "done", "failed", "cancelled"]
     phase: str = Field(description="What is being done, in words.")
+    since: float | None = Field(description="When the phase began, in seconds since 1970; None if it does not run.")
     done: int
     total: int | None
     rate: float | None = Field(description="Steps per second.")
@@ -739,7 +740,12 @@ class FindJob(_Asked):
         description="Find it on some of these alone and measure it on the others of them, each as a whole, without "
         "crops. No command finds such a circuit again.",
     )
-    count: int = Field(24, ge=1, le=100_000, description="Crops to find it on, and as many to measure it on.")
+    count: int = Field(
+        24,
+        ge=1,
+        le=100_000,
+        description="Crops to find it on, and as many to measure it on; at most 100 for each photograph.",
+    )
     held_out: float = Field(0.4, gt=0, lt=1, description="Share of the photographs that is held out.")
     seed: int = Field(0, ge=0, le=2**32 - 1)
 

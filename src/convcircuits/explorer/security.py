@@ -7,6 +7,7 @@ the page is opened by the address with the token and which no other site can sen
 """
 
 import hmac
+import html
 import ipaddress
 import json
 import secrets
@@ -49,6 +50,18 @@ _TOKEN = "token"
 _AGAIN = b'<!doctype html><meta http-equiv="refresh" content="0"><title>convcircuits</title>'
 """Opens the same address again, now from here: a browser sends the cookie with no link of another site, such as a chat
 or a terminal in the browser, nor with what the first address leads on to. It shows nothing, whoever asks."""
+
+_PROBLEM = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="color-scheme" content="light dark">
+<title>{sentence}</title>
+<h1>convcircuits</h1>
+<p>{sentence}</p>
+{link}
+</html>
+"""
+"""What a person reads who opens an address at which there is an error."""
 
 
 class Guard:
@@ -95,6 +108,8 @@ class Guard:
             await send(message)
 
         headers = _single(scope["headers"])
+        if _is_opened(scope, headers):
+            send = _for_people(send)
         refused = self._refused(scope, headers)
         if refused is not None:
             await _answer(guarded, *refused)
@@ -209,6 +224,38 @@ def _single(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
         text = name.decode("latin-1").lower()
         found[text] = value.decode("latin-1") if text not in found else f"{found[text]}, {value.decode('latin-1')}"
     return found
+
+
+def _is_opened(scope: Scope, headers: dict[str, str]) -> bool:
+    """Return whether a request is of a person who opens an address of a page, not of a program."""
+    page = headers.get("sec-fetch-mode") == "navigate" or "text/html" in headers.get("accept", "")
+    path: bytes = scope.get("raw_path", b"/")
+    return page and scope["method"] == "GET" and not f"{path.decode('latin-1')}/".startswith("/api/")
+
+
+def _for_people(send: Any) -> Any:
+    """Return a ``send`` that shows the sentence of an error as a page."""
+    begun: dict[str, Any] | None = None
+    body = b""
+
+    async def shown(message: dict[str, Any]) -> None:
+        nonlocal begun, body
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            begun = message
+            return
+        if begun is None:
+            await send(message)
+            return
+        body += message.get("body", b"")
+        if message.get("more_body"):
+            return
+        link = '<p><a href="/">The first page</a></p>' if begun["status"] == 404 else ""
+        page = _PROBLEM.format(sentence=html.escape(json.loads(body)["error"]), link=link).encode()
+        changed = {b"content-type": b"text/html; charset=utf-8", b"content-length": str(len(page)).encode()}
+        await send({**begun, "headers": [(name, changed.get(name, value)) for name, value in begun["headers"]]})
+        await send({"type": "http.response.body", "body": page})
+
+    return shown
 
 
 def _equal(given: str, secret: str) -> bool:

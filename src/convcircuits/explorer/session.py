@@ -317,7 +317,7 @@ class Session:
     def whole(self, file: Path) -> bool:
         """Return whether a picture, a module or a document is there, and what it should be; if so, it counts as used.
 
-        A damaged one is removed and reported, so that it is made again.
+        A damaged one is removed and reported, so that it can be made again.
         """
         with contextlib.suppress(OSError):
             if self._whole.get(file) != _state(file):
@@ -516,16 +516,20 @@ class Session:
         Args:
             one: The circuit.
             commands: The command and the Python that find it again, as far as they are known.
-            photographs: Whether to add the photographs that it was found and measured on.
+            photographs: Whether to add the photographs that it was found and measured on. Else its diagram shows only
+                parts of them.
 
         Raises:
             ConvCircuitsError: If the photographs are not recorded, not here any more, no files of a folder, or too
                 large.
         """
         about, diagram = self.about(), self.diagram(one)
-        report = self.store.report_file(one.id) if self._is_measured(one) else None
-        derived = [None if file is None else self.store.content(file) for file in (report, diagram)]
-        files = bundle.circuit_files(self.content(one), *derived)
+        report = self.store.report(one.id) if self._is_measured(one) else None
+        document = None if diagram is None else self._document(diagram)
+        if not photographs:
+            report = None if report is None else bundle.unnamed(report, about["ids"])
+            document = None if document is None else bundle.unpictured(document, about["ids"])
+        files = bundle.circuit_files(self.content(one), report, document)
         if photographs:
             files |= self._photographs(one, bundle.MOST - sum(map(len, files.values())))
         what = {
@@ -579,13 +583,8 @@ class Session:
             ConvCircuitsError: If the view is none of this diagram, or a note cannot be shown.
         """
         file = self.diagram(one)
-        said = None if file is None else self.store.read_json(file)
-        if file is None or said is None:
-            return None
-        try:
-            document = Document.from_json(json.dumps(said))
-        except ConvCircuitsError as error:
-            self.store.damaged(file, error)
+        document = None if file is None else self._document(file)
+        if document is None:
             return None
         if view is not None:
             document = replace(document, view=_view(document, view))
@@ -605,6 +604,15 @@ class Session:
             if note.get("label") or note.get("text")
         ]
         return page(document, texts)
+
+    def _document(self, file: Path) -> Document | None:
+        """Return the document in a file, or None if it is missing or damaged."""
+        content = self.store.content(file)
+        try:
+            return None if content is None else Document.from_json(content)
+        except ConvCircuitsError as error:
+            self.store.damaged(file, error)
+            return None
 
     def _note_of_unit(self, one: CircuitFile) -> dict[str, Any]:
         """Return the note on a circuit's unit; empty if there is none, or it is of no unit of this model."""

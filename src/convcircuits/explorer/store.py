@@ -22,7 +22,9 @@
         thumbs/                       small pictures, made again when they are missing
         lock
 
-Whatever is derived and damaged is removed, made again and reported once. Circuits and notes are never removed.
+What is damaged is reported once. Reports, curves, divisions and notes get another name then, NAME.damaged-1.json, as
+what they hold took long; other derived files are removed. The index is made again, the rest when it is asked for.
+Circuits are never removed.
 """
 
 import contextlib
@@ -55,7 +57,9 @@ DERIVED = 2 * 2**30
 LONGEST_LABEL, LONGEST_TEXT = 200, 20_000
 """Characters of a note's label and text."""
 
+_DAMAGED = ".damaged-"
 _EVICTED = ("diagrams", "comparisons", "modules", "features", "neighbours", "trajectories")
+_KEPT = ("reports", "curves", "splits")  # also when they are damaged: what they hold took long
 _FOLDERS = ("circuits", "reports", "curves", "splits", "index", "jobs", "thumbs", *_EVICTED)
 
 
@@ -244,7 +248,7 @@ class Store:
     def splits(self) -> list[tuple[Path, dict[str, Any]]]:
         """Return all divisions of units' photographs with their files, the newest first."""
         folder = self.folder / "splits"
-        files = [*folder.glob("*.json")] if folder.is_dir() else []
+        files = [file for file in folder.glob("*.json") if _DAMAGED not in file.name] if folder.is_dir() else []
         found = [(file, content) for file in files if isinstance(content := self.read_json(file), dict)]
         return sorted(found, key=lambda one: -float(one[1].get("made") or 0))
 
@@ -256,7 +260,7 @@ class Store:
     # ---------------------------------------- derived files
 
     def read_json(self, file: Path) -> Any:
-        """Return the content of a derived file, or None; a damaged one is removed."""
+        """Return the content of a derived file, or None; for a damaged one see ``damaged``."""
         content = self.content(file)
         try:
             return None if content is None else json.loads(content)
@@ -279,12 +283,18 @@ class Store:
         write_whole(file, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
     def damaged(self, file: Path, error: Exception) -> None:
-        """Remove a damaged derived file, and report it."""
-        again = "it will be made again" if not self.read_only else "it is left out"
-        self.remark(f"{file.relative_to(self.folder)} was damaged ({' '.join(str(error).split()):.200}); {again}.")
-        if not self.read_only:
+        """Remove a damaged derived file, or give it another name if what it holds took long, and report it."""
+        name = file.relative_to(self.folder)
+        again = "it will be made again" if name.parts[0] == "index" else "ask for it again"
+        if self.read_only:
+            again = "it is left out"
+        elif name.parts[0] in _KEPT:
+            with contextlib.suppress(OSError):
+                again = f"it was kept as {_put_aside(file).name}; {again}"
+        else:
             with contextlib.suppress(OSError):
                 file.unlink()
+        self.remark(f"{name} was damaged ({' '.join(str(error).split()):.200}); {again}.")
 
     def _unread(self, file: Path, error: OSError) -> None:
         """Report a file that cannot be read now. It may be intact: open files run out, a disk is away for a moment."""
@@ -370,11 +380,8 @@ class Store:
             raise ConvCircuitsError(f"{file} cannot be read: {error.strerror or error}.") from error
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             if not self.read_only:
-                number = 1
-                while (kept := file.with_name(f"notes.damaged-{number}.json")).exists():
-                    number += 1
                 try:
-                    file.rename(kept)
+                    kept = _put_aside(file)
                 except OSError as problem:  # notes that are written now would replace it
                     raise ConvCircuitsError(
                         f"{file} is damaged ({error}) and cannot be renamed: {problem.strerror or problem}."
@@ -510,6 +517,18 @@ def _evict(groups: Sequence[Sequence[Path]], most: int) -> None:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
         total -= size
+
+
+def _put_aside(file: Path) -> Path:
+    """Give a damaged file another name, and return that.
+
+    Raises:
+        OSError: If that is not possible.
+    """
+    number = 1
+    while (kept := file.with_name(f"{file.stem}{_DAMAGED}{number}{file.suffix}")).exists():
+        number += 1
+    return file.rename(kept)
 
 
 def note_key(kind: str, of: str, weights: str) -> str:

@@ -181,13 +181,12 @@ def split(
     """Divide the photographs of a unit by how it is computed on them, and keep the circuits of the groups."""
     begun, loaded, images = time.monotonic(), project.loaded, _prepared(project)
     unit = loaded.feature(feature)
-    if not isinstance(unit.unit, int):
-        raise ConvCircuitsError(f"{feature} is not one unit; give LAYER:UNIT.")
+    assert isinstance(unit.unit, int)  # the server has asked
     options: dict[str, Any] = {"groups": groups, "held_out": held_out, "alpha": alpha, "densities": list(densities)}
     options |= {"refit": refit, "shuffles": shuffles, "seed": seed}
     progress.phase("looking at photographs")
-    for batch in images:  # which of them can be read
-        progress(len(batch), None)
+    for _ in images:  # which of them can be read
+        progress(len(images.numbers), images.total_images)
     found = cc.split(
         loaded.model,
         unit,

@@ -97,6 +97,11 @@ class Batches:
         """Number of images; None if it is unknown before a pass."""
         return len(self._images) if isinstance(self._images, Tensor) else None
 
+    @property
+    def expected(self) -> int | None:
+        """Number of images of a pass, for progress: also that which the caller's object says, as ``total_images``."""
+        return getattr(self._images, "total_images", self.total)
+
     def first_shape(self) -> tuple[int, ...]:
         """Return the shape (C, H, W) of the first image."""
         for part in self._parts():
@@ -121,7 +126,7 @@ class Batches:
             digest += sum(hashes)
             yield part.to(self._device, self._dtype), hashes
             if self._progress is not None:
-                self._progress(count, self.total)
+                self._progress(count, self.expected)
         if count == 0:
             raise ConvCircuitsError(NO_IMAGES)
         if self.count not in (0, count):

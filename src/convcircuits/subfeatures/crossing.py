@@ -203,7 +203,7 @@ class _Responses:
             spread.add(flattened(expected))
             done += len(images)
             if progress is not None:
-                progress(done, batches.total)
+                progress(done, batches.expected)
         return cls(torch.cat(full), torch.cat(values).reshape(done, *form), missed.reshape(form), spread.total)
 
     def errors(self, weights: Float[Tensor, "times n"]) -> Float[Tensor, "times groups sizes"]:

@@ -385,6 +385,11 @@ class Crops:
         return self._count
 
     @property
+    def total_images(self) -> int:
+        """Number of images of a pass."""
+        return self._count
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the images, by photograph and crop: ``"astronaut"``, ``"astronaut, crop 1"``."""
         among = len(self._photographs)

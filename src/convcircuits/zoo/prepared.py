@@ -69,6 +69,11 @@ class Prepared:
         return len(self._given)
 
     @property
+    def total_images(self) -> int:
+        """Number of images of a pass; before the first one, that of all photographs."""
+        return len(self.photographs) or len(self)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the images, after a pass."""
         return tuple(photograph.name for photograph in self.photographs)

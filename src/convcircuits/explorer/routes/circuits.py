@@ -124,7 +124,8 @@ def add(app: FastAPI, session: Session) -> None:
     def bundle(circuit: IdInPath, photographs: bool = False) -> Response:
         """The circuit with its report, diagram, note and commands in one file, which ``explore --bundle`` opens.
 
-        ``photographs`` adds those that it was found and measured on, if they are files of a folder.
+        ``photographs`` adds those that it was found and measured on, if they are files of a folder. Without it, the
+        diagram shows parts of photographs, has no maps on any, and only the circuit's own file has their names.
         """
         one = session.circuit(circuit)
         if one.problem:

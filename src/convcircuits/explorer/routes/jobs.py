@@ -12,6 +12,9 @@ from convcircuits.explorer.routes.fields import PROBLEMS, IdInPath
 from convcircuits.explorer.session import Session
 from convcircuits.values.recipe import check_size, default_criterion
 
+CROPS = 100
+"""Crops of a photograph, on the average, to find a circuit on: more are nearly the same again."""
+
 
 def add(app: FastAPI, session: Session) -> None:
     """Add the routes."""
@@ -85,10 +88,19 @@ def _checked(session: Session, asked: BaseModel) -> dict[str, Any]:
             fields["photographs"] = sorted({*asked.photographs})
             if len(fields["photographs"]) < 2:
                 raise HTTPException(422, "photographs: a circuit takes at least two, one of which is held out.")
-        try:
+        most = CROPS * len(session.about()["photographs"])
+        if asked.count > most:
+            raise HTTPException(
+                422,
+                f"count is {asked.count:,}; at most {CROPS} crops are cut of a photograph, so it may be {most:,} here.",
+            )
+    try:
+        if isinstance(asked, schemas.FindJob):
             check_size(fields)
-        except ConvCircuitsError as error:
-            raise HTTPException(422, str(error)) from error
+        if isinstance(asked, schemas.FindJob | schemas.SplitJob):
+            session.jobs.ask("possible", asked.kind, fields)
+    except ConvCircuitsError as error:
+        raise HTTPException(422, str(error)) from error
     return fields
 
 
