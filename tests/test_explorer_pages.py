@@ -460,6 +460,55 @@ def test_the_units_at_a_point_of_a_photograph(open_page):
     expect(page).to_have_url(re.compile(rf"/u/2/\d+\?photo={photo}$"))
 
 
+SEEN = """(one) => {
+  const { left, top, right, bottom } = one.getBoundingClientRect();
+  const at = document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
+  return top >= 0 && bottom <= innerHeight && at !== null && one.contains(at);
+}"""
+
+
+def in_sight(locator):
+    """Wait until something is in the window as a whole, and nothing covers it."""
+    until(locator.page, lambda: locator.evaluate(SEEN))
+
+
+@pytest.mark.parametrize("width", [390, 800])
+def test_what_a_finger_chooses_is_in_sight(open_page, width):
+    page = open_page(has_touch=True)
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    start, photo = page.url, page.evaluate("fetch('/api/v1/photos').then(r => r.json()).then(s => s.photographs[3].id)")
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(f"{start}u/2/7")
+    expect(page.locator(".examples .crop")).to_have_count(10)
+    page.get_by_role("link", name="find its circuit").tap()
+    in_sight(page.locator("[part=find]"))
+    expect(page).to_have_url(f"{start}u/2/7")
+    for crop in (page.locator(".examples .crop").last, page.locator(".examples .crop").first):
+        crop.tap()
+        in_sight(page.locator("figure.map canvas"))
+        in_sight(page.get_by_role("link", name="its page"))
+        in_sight(crop)
+    accessible(page)
+    page.get_by_role("button", name="close").tap()
+    expect(page.locator("figure.map")).to_have_count(0)
+
+    page.goto(f"{start}i/{photo}?x=9&y=9")
+    chips = page.locator(".strongest .chip")
+    for chip in (chips.first, chips.last):
+        chip.tap()
+        in_sight(page.locator(".sheet canvas" if width < 620 else ".at-point canvas"))
+        in_sight(chip)
+        in_sight(page.get_by_role("link", name="open unit").locator("visible=true"))
+        expect(page).to_have_url(re.compile("/i/"))
+    accessible(page)
+    chips.last.tap()
+    expect(page).to_have_url(re.compile(rf"/u/2/\d+\?photo={photo}$"))
+    page.go_back()
+    chips.first.tap()
+    page.get_by_role("link", name="open unit").locator("visible=true").tap()
+    expect(page).to_have_url(re.compile(rf"/u/0/\d+\?photo={photo}$"))
+
+
 def maps(page, address):
     """Look at the maps of a unit's ten photographs, which are in two groups, in every way. All ten stay chosen."""
     expect(page).to_have_url(address)

@@ -39,7 +39,7 @@ a:hover { text-decoration-color: currentColor; }
 
 .brand { display: flex; padding: 0 12px 10px; font-weight: 640; }
 .brand a { flex: 1; padding: 2px 6px; text-decoration: none; overflow-wrap: anywhere; }
-.burger { display: none; }
+.burger, .below, .sheet.tapped { display: none; }
 .layers ul { flex: 1 1 auto; overflow: hidden auto; padding: 2px 8px; min-height: 60px; }
 .layers li > * { display: flex; gap: 8px; padding: 4px 10px; border-radius: 6px; text-decoration: none; }
 .layers a:hover { background: var(--faint); }
@@ -288,7 +288,8 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
   display: inline-block; padding: 2px 8px; margin: 1px 2px 1px 0; border-radius: 6px; text-decoration: none;
   background: var(--faint);
 }
-.chip:hover { background: var(--empty); }
+.chip:hover, .chip[aria-current] { background: var(--empty); }
+.chip[aria-current] { box-shadow: 0 0 0 2px var(--ink); }
 ${MAPS}
 
 @media (max-width: 1180px) {
@@ -305,9 +306,19 @@ ${MAPS}
   .explorer > .layers { border: 0; border-bottom: 1px solid var(--line); padding: 8px 8px; }
   .brand { padding: 0; align-items: center; }
   .burger { display: block; }
+  .below { display: inline; }
   .layers[data-open="false"] :is(ul, .index, .links) { display: none; }
   .layers ul { max-height: 50vh; display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); }
-  .banner { position: sticky; bottom: 0; }
+  .banner { position: sticky; bottom: 0; z-index: 6; }
+  /* What was chosen is a sheet at the bottom of the window: the panel is far below. */
+  .sheet {
+    position: fixed; inset: auto 0 0; z-index: 5; max-height: 50vh; overflow: hidden auto; background: var(--raised);
+    padding: 8px 16px calc(10px + env(safe-area-inset-bottom)); box-shadow: var(--shadow); font-size: 13px;
+  }
+  .sheet .views { display: grid; grid-template-columns: repeat(2, minmax(0, 260px)); gap: 12px; }
+  .sheet .map { margin: 0; }
+  :root:has(.sheet:not(.tapped)) { scroll-padding-bottom: 50vh; }
+  .explorer:has(.sheet:not(.tapped)) { padding-bottom: 50vh; }
 }
 @media (max-width: 620px) {
   .examples { grid-template-columns: repeat(3, minmax(0, 1fr)); }
@@ -316,6 +327,10 @@ ${MAPS}
   .contrast .pair section + section { margin-top: 22px; }
   .two > div { grid-column: 1 / -1; }
   .at-point figure { position: static; }
+  .sheet.tapped { display: block; }
+  .at-point .leads { display: none; }
+  :root:has(.sheet) { scroll-padding-bottom: 50vh; }
+  .explorer:has(.sheet) { padding-bottom: 50vh; }
   .beside :is(th, td) { min-width: 8ch; }
   .all-layers :is(th, td):nth-child(2) { display: none; }
   .drawing { margin-inline: -16px; border-inline: 0; border-radius: 0; }
