@@ -112,17 +112,18 @@ def address(folder, planted, unindexed):
 
 
 @contextlib.contextmanager
-def of_two_mechanisms(folder):
+def of_two_mechanisms(folder, port=0):
     """Yields the address of an explorer of a unit of two mechanisms, on 60 red and blue squares."""
     (folder / "twofold_net.py").write_text(TWOFOLD)
-    (folder / "pictures").mkdir()
+    (folder / "pictures").mkdir(exist_ok=True)
     made, blue = twofold.images(60)
     for n, (image, is_blue) in enumerate(zip(made, blue, strict=True)):
         pixels = (150 * image).round().permute(1, 2, 0).byte().numpy()
         Image.fromarray(pixels).save(folder / f"pictures/{'blue' if is_blue else 'red'}{n:02}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        with cc.explore("twofold_net:net", folder / "pictures", project=folder / "project", port=0, open=False) as one:
+        project = folder / "project"
+        with cc.explore("twofold_net:net", folder / "pictures", project=project, port=port, open=False) as one:
             yield one.address
 
 
@@ -934,6 +935,25 @@ def test_a_unit_of_two_mechanisms_is_split_into_them(open_page, planted):
         for group in page.locator(".split .group").all()
     ]
     assert sorted(colors, key=str) == [{"blu"}, {"red"}]
+
+
+def test_a_page_hears_again_after_its_server_was_started_anew_or_refused_it(browser, tmp_path):
+    with contextlib.closing(browser.new_context()) as context:
+        page = context.new_page()
+        with of_two_mechanisms(tmp_path) as address:
+            page.route("**/api/v1/events", lambda route: route.fulfill(status=503, json={"error": "busy"}), times=1)
+            page.goto(address)
+            expect(page.locator(".banner")).to_contain_text("does not hear what changes")
+            expect(page.locator(".banner")).to_have_count(0)
+        expect(page.locator(".banner")).to_contain_text("does not answer")
+        with of_two_mechanisms(tmp_path, urlsplit(address).port) as address:
+            expect(page.locator(".banner")).to_contain_text("opened by the address that the explorer printed")
+            other = context.new_page()
+            other.goto(address)
+            other.locator("[data-ready=true]").wait_for()
+            expect(page.locator(".banner")).to_have_count(0)
+            other.evaluate(NOTED, ["units/2/0", "heard"])
+            expect(page.locator("main")).to_contain_text("heard")
 
 
 def slowed(open_page, planted):

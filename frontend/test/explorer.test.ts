@@ -11,7 +11,9 @@ import {
   EMPTY,
   floats,
   forget,
+  type Heard,
   type Job,
+  listen,
   query,
   type Report,
   sentence,
@@ -537,4 +539,68 @@ test("what a part is worth is said beside what was before", () => {
 
 test("a picture that is asked for before the model card is known is not kept by the browser for good", () => {
   assert.equal(api.thumb("0a", 96, [1, 2, 3, 4]), "/api/v1/thumb/0a?w=96&box=1,2,3,4"); // no "of="
+});
+
+/** An EventSource that does what the test says. */
+class Source extends EventTarget {
+  static readonly CLOSED = 2;
+  static all: Source[] = [];
+  readyState = 0;
+  constructor() {
+    super();
+    Source.all.push(this);
+  }
+  say(name: "open" | "error", state: number): void {
+    this.readyState = state;
+    this.dispatchEvent(new Event(name));
+  }
+  close(): void {
+    this.readyState = Source.CLOSED;
+  }
+}
+
+test("a stream that the server refused is asked for again, ever more seldom, and at once when one looks", (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  const known = globalThis.EventSource;
+  Object.assign(globalThis, { EventSource: Source });
+  const said: string[] = [];
+  const note = (name: string) => () => void said.push(name);
+  const heard = Object.fromEntries(
+    ["all", "job", "index", "changed", "note", "model", "found"].map((name) => [name, note(name)]),
+  );
+  const of = { ...heard, lost: (refused: boolean) => void said.push(refused ? "refused" : "lost") } as unknown as Heard;
+  const { again, stop } = listen(of);
+  const refuse = () => Source.all.at(-1)!.say("error", Source.CLOSED);
+  const asked = () => Source.all.length;
+
+  Source.all[0]!.say("error", 0); // broken off: the browser connects again by itself
+  context.mock.timers.tick(60_000);
+  again();
+  assert.deepEqual([asked(), said], [1, ["lost"]]);
+
+  refuse();
+  for (const wait of [2000, 4000, 8000, 16_000, 30_000, 30_000]) {
+    const before = asked();
+    context.mock.timers.tick(wait - 1);
+    assert.equal(asked(), before);
+    context.mock.timers.tick(1);
+    assert.equal(asked(), before + 1);
+    refuse();
+  }
+  const before = asked();
+  again();
+  assert.equal(asked(), before + 1);
+  context.mock.timers.tick(60_000);
+  assert.equal(asked(), before + 1); // the timer is that of the one that was refused before
+  Source.all.at(-1)!.say("open", 1);
+  assert.deepEqual(said.slice(-2), ["found", "model"]);
+
+  refuse();
+  context.mock.timers.tick(2000);
+  assert.equal(asked(), before + 2); // soon again, once it was heard
+  refuse();
+  stop();
+  context.mock.timers.tick(60_000);
+  assert.equal(asked(), before + 2);
+  globalThis.EventSource = known;
 });
