@@ -78,6 +78,7 @@ def net():
     return Net(*twofold.net().float())
 """
 SLOW = {"kind": "find", "feature": "2:0", "density": 0.05, "criterion": "force", "options": ["steps=200"], "count": 6}
+NOWHERE = 16 * "0"  # an id of nothing
 TRAJECTORY = "/api/v1/layers/2/units/9/trajectory"
 WIDTHS = (1440, 1280, 800, 390)
 SQUARE = ((0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98))
@@ -1006,6 +1007,9 @@ def test_a_page_of_what_is_not_indexed_says_so_and_has_it_as_soon_as_it_is(open_
         ("l/nine", "There is no layer nine."),
         ("u/nine/0", "There is no layer nine."),
         ("u/2/99", "2 has 2 units; there is no unit 99."),
+        (f"c/{NOWHERE}", f"The project has no circuit {NOWHERE}."),
+        (f"a/{NOWHERE}", f"There is no atlas {NOWHERE} here."),
+        (f"i/{NOWHERE}?x=5&y=5", f"There is no photograph {NOWHERE} here."),
         (f"i/{photo}?x=5&y=5", "No layer has been indexed yet."),
         ("u/2/0", "This layer has not been indexed yet."),
     ):
@@ -1016,6 +1020,10 @@ def test_a_page_of_what_is_not_indexed_says_so_and_has_it_as_soon_as_it_is(open_
     expect(page.get_by_text("This layer has not been indexed yet.")).to_have_count(0)
     page.goto(f"{start}i/{photo}?x=5&y=5")
     expect(page.locator(".strongest .chip").first).to_be_visible()
+    page.goto(f"{start}i/{photo}?x=9999&y=-3")
+    expect(page.locator(".strongest tr")).to_have_count(2)
+    page.goto(f"{start}u/2/0?photo={NOWHERE}")
+    expect(page.get_by_text(f"There is no photograph {NOWHERE} here.")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -25,12 +25,13 @@ import {
   seconds,
   sentence,
 } from "./text.js";
+import { circuitOf } from "./there.js";
 import { Fact, Picture, Problem, To, Verdict } from "./ui.js";
 import { AsModule, InTheModel, Share } from "./uses.js";
 import { jobOf, Work } from "./work.js";
 
 export function CircuitPage({ place }: { place: CircuitPlace }) {
-  const found = useLoaded(place.id, version.circuits.value, (signal) => api.circuit(place.id, signal));
+  const found = useLoaded(place.id, version.circuits.value, (signal) => circuitOf(place.id, signal));
   const circuit = found.value ?? null;
   if (!circuit)
     return (

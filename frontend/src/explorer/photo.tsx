@@ -9,12 +9,18 @@ import { go } from "./navigation.js";
 import { Notes } from "./note.js";
 import { type Place, unitPlace } from "./route.js";
 import { photoName, topText, value } from "./text.js";
+import { ofPhotos } from "./there.js";
 import { Circuits, MapCanvas, Picture, Problem, Seen, To } from "./ui.js";
 
 type PhotoPlace = Extract<Place, { page: "photo" }>;
 
 const SHOWN = 6; // units of a layer
 const STEP = 1 / 16; // of the image, that an arrow key moves the point
+
+/** A coordinate of a point of the image, which an address may have outside it. */
+function inside<T extends number | null>(at: T, end: number): T {
+  return (at === null ? at : Number(Math.min(end - 0.5, Math.max(0.5, at)).toFixed(1))) as T;
+}
 
 /** A unit that the pointer or the keyboard is on. */
 interface Looked {
@@ -24,12 +30,14 @@ interface Looked {
 }
 
 export function PhotoPage({ place }: { place: PhotoPlace }) {
-  const { id, x, y } = place;
-  const { value: photo, error } = useLoaded(id, 0, (signal) => api.photoAhead(id, signal));
+  const { id } = place;
+  const [height, width] = model.value!.size as [number, number];
+  const [x, y] = [inside(place.x, width), inside(place.y, height)];
+  const { value: photo, error } = useLoaded(id, 0, (signal) => ofPhotos([id], () => api.photoAhead(id, signal)));
   const chosen = x !== null && y !== null;
   const indexed = layers.value.some(({ images }) => images > 0);
   const point = useLoaded(`${id} ${x} ${y} ${indexed}`, version.index.value + version.notes.value, async (signal) =>
-    chosen && indexed ? api.point(id, x, y, SHOWN, signal) : null,
+    chosen && indexed ? ofPhotos([id], () => api.point(id, x, y, SHOWN, signal)) : null,
   );
   const [looked, look] = useState<Looked | null>(null);
   useEffect(() => look(null), [id, x, y]);
@@ -46,7 +54,7 @@ export function PhotoPage({ place }: { place: PhotoPlace }) {
         {photo && (
           <div class="at-point">
             <figure>
-              <Pointed place={place} name={name} looked={looked} />
+              <Pointed place={{ ...place, x, y }} name={name} looked={looked} />
               <figcaption>
                 {looked ? <Looking looked={looked} photo={id} /> : "What the model sees of it. Click a point."}
                 {looked?.tapped && <Leads looked={looked} photo={id} />}
@@ -101,8 +109,7 @@ function Pointed({ place, name, looked }: { place: PhotoPlace; name: string; loo
   const [height, width] = model.value!.size as [number, number];
   const { id, x, y } = place;
   const put = (x: number, y: number, instead: boolean) => {
-    const within = (at: number, end: number) => Number(Math.min(end - 0.5, Math.max(0.5, at)).toFixed(1));
-    go({ ...place, x: within(x, width), y: within(y, height) }, instead);
+    go({ ...place, x: inside(x, width), y: inside(y, height) }, instead);
   };
   return (
     <button

@@ -37,6 +37,7 @@ import {
   usedFor,
   value,
 } from "./text.js";
+import { ofPhotos } from "./there.js";
 import { BORDER, Circuits, Context, FindJobs, MapPicture, Problem, Seen, To } from "./ui.js";
 
 type UnitPlace = Extract<Place, { page: "unit" }>;
@@ -288,8 +289,10 @@ function Crop({ example, place, used }: { example: Example; place: UnitPlace; us
 
 function OnPhoto({ place, photo }: { place: UnitPlace; photo: string }) {
   const { layer, unit } = place;
-  const about = useLoaded(photo, 0, (signal) => api.photo(photo, signal));
-  const map = useLoaded(`${layer} ${unit} ${photo}`, 0, (signal) => api.map(layer, unit, photo, signal));
+  const about = useLoaded(photo, 0, (signal) => ofPhotos([photo], () => api.photo(photo, signal)));
+  const map = useLoaded(`${layer} ${unit} ${photo}`, 0, (signal) =>
+    ofPhotos([photo], () => api.map(layer, unit, photo, signal)),
+  );
   const name = plain(about.value?.name ?? "");
   const own = useRef<HTMLElement>(null);
   useEffect(() => {
@@ -305,18 +308,24 @@ function OnPhoto({ place, photo }: { place: UnitPlace; photo: string }) {
           close
         </button>
       </div>
-      <div class="views">
-        <Seen photo={photo} box={null} alt={`${name}, as the model sees it`} />
-        {map.value ? (
-          <MapPicture map={map.value} alt={`the unit's map on ${name}`} />
-        ) : (
-          <p class="soft">{map.error ? "" : "The map is being computed …"}</p>
-        )}
-      </div>
-      <Problem text={about.error || map.error} />
-      <p>
-        <To place={photoPlace(photo)}>its page</To>
-      </p>
+      {about.error ? (
+        <Problem text={about.error} />
+      ) : (
+        <>
+          <div class="views">
+            {about.value && <Seen photo={photo} box={null} alt={`${name}, as the model sees it`} />}
+            {map.value ? (
+              <MapPicture map={map.value} alt={`the unit's map on ${name}`} />
+            ) : (
+              <p class="soft">{map.error ? "" : "The map is being computed …"}</p>
+            )}
+          </div>
+          <Problem text={map.error} />
+          <p>
+            <To place={photoPlace(photo)}>its page</To>
+          </p>
+        </>
+      )}
     </section>
   );
 }
