@@ -310,6 +310,24 @@ test("R\u00b2 stands beside its baselines where the verdict is about", () => {
   );
 });
 
+test("the R\u00b2 that leads is the one that the verdict is by", () => {
+  const figures = { ...REPORT.figures, r2_interior: 0.81, r2_random_interior: 0.1, r2_average_map_interior: 0.2 };
+  const led = (verdict: string, verdict_sentence: string) => {
+    const report = { ...REPORT, figures, verdict, verdict_sentence };
+    return `${r2Text(baselines(report).own)} ${listedBeside(report)}`;
+  };
+  const [inside, all] = [
+    ".81 on the interior: random circuit .10, average map .20; over all positions .70",
+    ".70 over all positions: random circuit \u22124.00, average map .10; on the interior .81",
+  ];
+  assert.equal(led("keeps", "The circuit keeps 2:7: R2 is 0.70, on the interior 0.81, where it is so."), inside);
+  assert.equal(led("keeps in part", "The circuit keeps 2:7 in part: R2 is 0.70, below 0.8."), all);
+  const low = "R2 on the interior is 0.81 where the average training map reaches 0.70, so more than 50% is left";
+  assert.equal(led("keeps in part", `The circuit keeps 2:7 in part: ${low}.`), inside);
+  assert.equal(led("does not keep", `The circuit does not keep 2:7: R2 is 0.70, below 0.8; ${low}.`), inside);
+  assert.equal(led("not decided", "Whether the circuit keeps 2:7 is not decided: R2 is not defined."), all);
+});
+
 test("photographs that a circuit was found on, or its size chosen on, are known as used", () => {
   const card = (report: unknown) => ({ report }) as never;
   const used = usedFor([card({ ...REPORT, found_on: ["a", "b"], validated_on: ["c"], held_out: ["d"] }), card(null)]);
