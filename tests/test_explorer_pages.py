@@ -290,7 +290,7 @@ def test_from_the_start_to_a_circuit_and_back(open_page, folder):
     with done(page):  # its diagram
         page.get_by_role("link", name="open the circuit").click()
     expect(page).to_have_url(re.compile("/c/[0-9a-f]{16}$"))
-    expect(page.locator("[part=verdict]").first).to_contain_text("On 6 held-out crops")
+    expect(page.locator("[part=why]")).to_contain_text("On 6 held-out crops")
     expect(page.locator(".figures .own td").first).to_have_text(re.compile(r"\d"))
     page.locator("[part=diagram] [data-node]").first.wait_for()
     page.get_by_role("combobox", name="colors").select_option("dark")
@@ -629,7 +629,7 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page, folder):
     stop.click()  # its circuit was kept
     expect(page).to_have_url(re.compile("/c/[0-9a-f]{16}$"))
     expect(page).not_to_have_url(re.compile(large))
-    expect(page.locator("[part=verdict]").first).to_contain_text("On 6 held-out crops")
+    expect(page.locator("[part=why]")).to_contain_text("On 6 held-out crops")
     card = page.evaluate("id => fetch(`/api/v1/circuits/${id}`).then(r => r.json())", page.url.split("/")[-1])
     found = {"kind": "find", "feature": "2:9", "criterion": "gauss_newton", "count": 6, "seed": 0}
     found["density"] = card["provenance"]["recipe"]["density"]
@@ -992,7 +992,7 @@ def test_a_worker_that_is_killed_fails_its_job_with_a_sentence_and_the_page_live
     (folder / "slow").unlink()
     found = answered(page, **SLOW | {"options": ["steps=4"]})
     page.locator(f"a[href$='{found['circuit']}']").first.click()
-    expect(page.locator("[part=verdict]").first).to_contain_text("On 6 held-out crops")
+    expect(page.locator("[part=why]")).to_contain_text("On 6 held-out crops")
 
 
 def test_a_page_of_what_is_not_indexed_says_so_and_has_it_as_soon_as_it_is(open_page, unindexed):

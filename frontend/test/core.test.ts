@@ -1007,7 +1007,7 @@ test("the verdict in one sentence and the table say no more than what was measur
     said,
     [
       "Keeps the feature: 75 % of its variance away from the border on 40 unseen images",
-      "(random circuit 25 %, average map \u22122 %).",
+      "(random circuit 25 %, average map R² \u22120.02).",
       `This drawing shows ${numbers.filters} of ${numbers.ofFilters} filters; alone they keep 41 %.`,
     ].join(" "),
   );
@@ -1053,7 +1053,7 @@ test("the verdict in one sentence and the table say no more than what was measur
   const none = circuit!.fidelity!.controls;
   for (const [best, words, row] of [
     ["redrawn", "same graph on other filters 10 %, with shuffled weights 31 %)", "same graph, shuffled weights"],
-    ["random", "(random circuit 31 %, average map \u22122 %, same graph on other filters 10 %)", null],
+    ["random", "(random circuit 31 %, average map R² \u22120.02, same graph on other filters 10 %)", null],
   ] as const) {
     const other = { name: best, r2: 0.4, r2Interior: 0.31, r2Rectified: null };
     circuit!.fidelity!.controls = { ...controls, best, rivals: [relabelled, other] };

@@ -59,6 +59,7 @@ import {
   seconds,
   topText,
   usedFor,
+  verdictText,
   withKeys,
 } from "../src/explorer/text.js";
 import { arrow, pagesOf, rowsOf } from "../src/explorer/window.js";
@@ -308,6 +309,16 @@ test("R\u00b2 stands beside its baselines where the verdict is about", () => {
     measuredBeside({ ...REPORT, figures: inside }), // the sentence before it may be of all positions
     `On ${heldOut(REPORT.images, REPORT)} (on the interior: this circuit .60, random circuit .10, average map .20).`,
   );
+});
+
+test("a verdict's sentence has numbers as the page has them, and names as they are", () => {
+  for (const [said, shown] of [
+    ["R2 on the interior is -0.13, below 0.3.", "R² on the interior is \u2212.13, below .3."],
+    ["It keeps 0.5.conv:7@1,0: R2 is -1.66; R2 is 1.00.", "It keeps 0.5.conv:7@1,0: R² is \u22121.66; R² is 1.00."],
+    ["so more than 90% of its squared error is left", "so more than 90 % of its squared error is left"],
+    ["reaches -0.00 and 0.20, a random circuit 12", "reaches \u2212.00 and .20, a random circuit 12"],
+  ])
+    assert.equal(verdictText(said!), shown);
 });
 
 test("the R\u00b2 that leads is the one that the verdict is by", () => {

@@ -258,9 +258,9 @@ function part(r2: number | null): string {
     : `none of its variance (R²\u00a0${decimal(r2)})`;
 }
 
-/** A baseline's: "-3 %", or R² where that would say nothing. */
+/** A baseline's: "25 %", or R² below 0, which is no share. */
 function share(r2: number): string {
-  return r2 < -1 ? `R²\u00a0${decimal(r2)}` : `${decimal(100 * r2, 0)}\u00a0%`;
+  return r2 < 0 ? `R²\u00a0${decimal(r2)}` : `${decimal(100 * r2, 0)}\u00a0%`;
 }
 
 function drawn(graph: Graph, view: View, numbers: Caption, fidelity: Fidelity | null): string {

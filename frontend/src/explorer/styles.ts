@@ -62,7 +62,7 @@ h3 { font-size: 12.5px; font-weight: 600; color: var(--soft); }
 section + section, .lead + section, nav + section, h1 + section { margin-top: 22px; }
 .side section + section { margin-top: 20px; }
 .lead { margin-top: 6px; max-width: 90ch; overflow-wrap: anywhere; }
-.title + .lead[part="verdict"] { max-width: none; }
+.title + .lead { max-width: none; }
 .lead + .drawing { margin-top: 14px; }
 .title + .tools { margin-top: 6px; }
 main > .tools { position: sticky; top: -18px; z-index: 2; background: var(--ground); padding: 6px 0; }
@@ -260,6 +260,7 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
   display: grid; grid-template-columns: minmax(0, 1.3fr) minmax(0, 1.2fr) minmax(0, 1fr); gap: 24px;
   margin-top: 22px; font-size: 13px;
 }
+.columns .why { margin-bottom: 8px; overflow-wrap: anywhere; }
 .columns section { margin: 0; min-width: 0; }
 .columns * + h2 { margin-top: 20px; }
 .field input[type="checkbox"] { min-height: 0; width: 16px; height: 16px; accent-color: var(--ink); flex: none; }

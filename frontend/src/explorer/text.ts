@@ -185,6 +185,15 @@ export function sentence(text: string): string {
   return plain(text).replace(/\bR2\b/g, "R²");
 }
 
+/** A verdict's sentence in the page's spelling, with R² as elsewhere: "−.13", and shares: "50 %". */
+export function verdictText(text: string): string {
+  return sentence(text)
+    .replace(/(?<![\w.:#-])(-?)(\d+)(\.\d+)?(?=[,;)\s]|\.?$)/g, (as, minus: string, whole: string, part?: string) =>
+      part || minus ? `${minus && "\u2212"}${part && whole === "0" ? "" : whole}${part ?? ""}` : as,
+    )
+    .replace(/(\d)%/g, "$1 %");
+}
+
 /** The photographs that circuits were found on, or their sizes or constants chosen on. */
 export function usedFor(circuits: readonly CircuitCard[]): Set<string> {
   return new Set(circuits.flatMap(({ report }) => (report ? [...report.found_on, ...report.validated_on] : [])));
