@@ -78,6 +78,7 @@ def net():
     return Net(*twofold.net().float())
 """
 SLOW = {"kind": "find", "feature": "2:0", "density": 0.05, "criterion": "force", "options": ["steps=200"], "count": 6}
+NOWHERE = 16 * "0"  # an id of nothing
 TRAJECTORY = "/api/v1/layers/2/units/9/trajectory"
 WIDTHS = (1440, 1280, 800, 390)
 SQUARE = ((0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98))
@@ -112,17 +113,18 @@ def address(folder, planted, unindexed):
 
 
 @contextlib.contextmanager
-def of_two_mechanisms(folder):
+def of_two_mechanisms(folder, port=0):
     """Yields the address of an explorer of a unit of two mechanisms, on 60 red and blue squares."""
     (folder / "twofold_net.py").write_text(TWOFOLD)
-    (folder / "pictures").mkdir()
+    (folder / "pictures").mkdir(exist_ok=True)
     made, blue = twofold.images(60)
     for n, (image, is_blue) in enumerate(zip(made, blue, strict=True)):
         pixels = (150 * image).round().permute(1, 2, 0).byte().numpy()
         Image.fromarray(pixels).save(folder / f"pictures/{'blue' if is_blue else 'red'}{n:02}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        with cc.explore("twofold_net:net", folder / "pictures", project=folder / "project", port=0, open=False) as one:
+        project = folder / "project"
+        with cc.explore("twofold_net:net", folder / "pictures", project=project, port=port, open=False) as one:
             yield one.address
 
 
@@ -288,7 +290,7 @@ def test_from_the_start_to_a_circuit_and_back(open_page, folder):
     with done(page):  # its diagram
         page.get_by_role("link", name="open the circuit").click()
     expect(page).to_have_url(re.compile("/c/[0-9a-f]{16}$"))
-    expect(page.locator("[part=verdict]").first).to_contain_text("On 6 held-out crops")
+    expect(page.locator("[part=why]")).to_contain_text("On 6 held-out crops")
     expect(page.locator(".figures .own td").first).to_have_text(re.compile(r"\d"))
     page.locator("[part=diagram] [data-node]").first.wait_for()
     page.get_by_role("combobox", name="colors").select_option("dark")
@@ -460,6 +462,55 @@ def test_the_units_at_a_point_of_a_photograph(open_page):
     expect(page).to_have_url(re.compile(rf"/u/2/\d+\?photo={photo}$"))
 
 
+SEEN = """(one) => {
+  const { left, top, right, bottom } = one.getBoundingClientRect();
+  const at = document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
+  return top >= 0 && bottom <= innerHeight && at !== null && one.contains(at);
+}"""
+
+
+def in_sight(locator):
+    """Wait until something is in the window as a whole, and nothing covers it."""
+    until(locator.page, lambda: locator.evaluate(SEEN))
+
+
+@pytest.mark.parametrize("width", [390, 800])
+def test_what_a_finger_chooses_is_in_sight(open_page, width):
+    page = open_page(has_touch=True)
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    start, photo = page.url, page.evaluate("fetch('/api/v1/photos').then(r => r.json()).then(s => s.photographs[3].id)")
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(f"{start}u/2/7")
+    expect(page.locator(".examples .crop")).to_have_count(10)
+    page.get_by_role("link", name="find its circuit").tap()
+    in_sight(page.locator("[part=find]"))
+    expect(page).to_have_url(f"{start}u/2/7")
+    for crop in (page.locator(".examples .crop").last, page.locator(".examples .crop").first):
+        crop.tap()
+        in_sight(page.locator("figure.map canvas"))
+        in_sight(page.get_by_role("link", name="its page"))
+        in_sight(crop)
+    accessible(page)
+    page.get_by_role("button", name="close").tap()
+    expect(page.locator("figure.map")).to_have_count(0)
+
+    page.goto(f"{start}i/{photo}?x=9&y=9")
+    chips = page.locator(".strongest .chip")
+    for chip in (chips.first, chips.last):
+        chip.tap()
+        in_sight(page.locator(".sheet canvas" if width < 620 else ".at-point canvas"))
+        in_sight(chip)
+        in_sight(page.get_by_role("link", name="open unit").locator("visible=true"))
+        expect(page).to_have_url(re.compile("/i/"))
+    accessible(page)
+    chips.last.tap()
+    expect(page).to_have_url(re.compile(rf"/u/2/\d+\?photo={photo}$"))
+    page.go_back()
+    chips.first.tap()
+    page.get_by_role("link", name="open unit").locator("visible=true").tap()
+    expect(page).to_have_url(re.compile(rf"/u/0/\d+\?photo={photo}$"))
+
+
 def maps(page, address):
     """Look at the maps of a unit's ten photographs, which are in two groups, in every way. All ten stay chosen."""
     expect(page).to_have_url(address)
@@ -578,7 +629,7 @@ def test_what_is_measured_of_a_unit_and_its_circuits(open_page, folder):
     stop.click()  # its circuit was kept
     expect(page).to_have_url(re.compile("/c/[0-9a-f]{16}$"))
     expect(page).not_to_have_url(re.compile(large))
-    expect(page.locator("[part=verdict]").first).to_contain_text("On 6 held-out crops")
+    expect(page.locator("[part=why]")).to_contain_text("On 6 held-out crops")
     card = page.evaluate("id => fetch(`/api/v1/circuits/${id}`).then(r => r.json())", page.url.split("/")[-1])
     found = {"kind": "find", "feature": "2:9", "criterion": "gauss_newton", "count": 6, "seed": 0}
     found["density"] = card["provenance"]["recipe"]["density"]
@@ -887,6 +938,25 @@ def test_a_unit_of_two_mechanisms_is_split_into_them(open_page, planted):
     assert sorted(colors, key=str) == [{"blu"}, {"red"}]
 
 
+def test_a_page_hears_again_after_its_server_was_started_anew_or_refused_it(browser, tmp_path):
+    with contextlib.closing(browser.new_context()) as context:
+        page = context.new_page()
+        with of_two_mechanisms(tmp_path) as address:
+            page.route("**/api/v1/events", lambda route: route.fulfill(status=503, json={"error": "busy"}), times=1)
+            page.goto(address)
+            expect(page.locator(".banner")).to_contain_text("does not hear what changes")
+            expect(page.locator(".banner")).to_have_count(0)
+        expect(page.locator(".banner")).to_contain_text("does not answer")
+        with of_two_mechanisms(tmp_path, urlsplit(address).port) as address:
+            expect(page.locator(".banner")).to_contain_text("opened by the address that the explorer printed")
+            other = context.new_page()
+            other.goto(address)
+            other.locator("[data-ready=true]").wait_for()
+            expect(page.locator(".banner")).to_have_count(0)
+            other.evaluate(NOTED, ["units/2/0", "heard"])
+            expect(page.locator("main")).to_contain_text("heard")
+
+
 def slowed(open_page, planted):
     """Open the page of jobs of the planted model, which runs slowly until the file ``slow`` is gone."""
     folder, address = planted
@@ -922,7 +992,7 @@ def test_a_worker_that_is_killed_fails_its_job_with_a_sentence_and_the_page_live
     (folder / "slow").unlink()
     found = answered(page, **SLOW | {"options": ["steps=4"]})
     page.locator(f"a[href$='{found['circuit']}']").first.click()
-    expect(page.locator("[part=verdict]").first).to_contain_text("On 6 held-out crops")
+    expect(page.locator("[part=why]")).to_contain_text("On 6 held-out crops")
 
 
 def test_a_page_of_what_is_not_indexed_says_so_and_has_it_as_soon_as_it_is(open_page, unindexed):
@@ -937,6 +1007,9 @@ def test_a_page_of_what_is_not_indexed_says_so_and_has_it_as_soon_as_it_is(open_
         ("l/nine", "There is no layer nine."),
         ("u/nine/0", "There is no layer nine."),
         ("u/2/99", "2 has 2 units; there is no unit 99."),
+        (f"c/{NOWHERE}", f"The project has no circuit {NOWHERE}."),
+        (f"a/{NOWHERE}", f"There is no atlas {NOWHERE} here."),
+        (f"i/{NOWHERE}?x=5&y=5", f"There is no photograph {NOWHERE} here."),
         (f"i/{photo}?x=5&y=5", "No layer has been indexed yet."),
         ("u/2/0", "This layer has not been indexed yet."),
     ):
@@ -947,6 +1020,10 @@ def test_a_page_of_what_is_not_indexed_says_so_and_has_it_as_soon_as_it_is(open_
     expect(page.get_by_text("This layer has not been indexed yet.")).to_have_count(0)
     page.goto(f"{start}i/{photo}?x=5&y=5")
     expect(page.locator(".strongest .chip").first).to_be_visible()
+    page.goto(f"{start}i/{photo}?x=9999&y=-3")
+    expect(page.locator(".strongest tr")).to_have_count(2)
+    page.goto(f"{start}u/2/0?photo={NOWHERE}")
+    expect(page.get_by_text(f"There is no photograph {NOWHERE} here.")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1051,7 +1051,7 @@ test("the verdict in one sentence and the table say no more than what was measur
     said,
     [
       "Keeps the feature: 75 % of its variance away from the border on 40 unseen images",
-      "(random circuit 25 %, average map \u22122 %).",
+      "(random circuit 25 %, average map R² \u22120.02).",
       `This drawing shows ${numbers.filters} of ${numbers.ofFilters} filters; alone they keep 41 %.`,
     ].join(" "),
   );
@@ -1091,11 +1091,29 @@ test("the verdict in one sentence and the table say no more than what was measur
   assert.ok(!of({ kernels: 100 }).table!.rows.some(({ name }) => name.startsWith("what is drawn")));
   holds(of({ variant: 1 }).said, "This is random: 25 % of its variance");
   assert.ok(!of({ variant: 1 }).kept);
-  assert.match(of({ compare: 1 }).said, /^Two circuits: circuit keeps the feature, 75 % of its variance; random /);
+  holds(
+    of({ compare: 1 }).said,
+    "Two circuits: circuit keeps the feature, 75 % of its variance away from the border on 40 unseen images " +
+      "(random circuit 25 %, average map R² \u22120.02); random not decided whether it keeps the feature, 25 % of its ",
+  );
   assert.deepEqual(
     of({ compare: 1 }).table!.rows.map(({ name }) => name),
     ["circuit", "random", "average map, no network"],
   );
+  const { role, fidelity } = graph.document.variants[1]!;
+  Object.assign(graph.document.variants[1]!, {
+    role: "circuit",
+    fidelity: { ...fidelity, r2Random: -1, r2RandomInterior: -2 },
+  });
+  const both = of({ compare: 1 }).table!.rows.filter(({ name }) => name.startsWith("random, as"));
+  assert.deepEqual(
+    both.map(({ name, values }) => [name, values[1]]),
+    [
+      ["random, as large as circuit", graph.document.variants[0]!.fidelity!.r2RandomInterior],
+      ["random, as large as random", -2],
+    ],
+  );
+  Object.assign(graph.document.variants[1]!, { role, fidelity });
   const figure = (some: Partial<View> = {}, canvas = CANVASES[2]!) => draw(graph, view(some), canvas).caption.lines;
   const wide = (some: Partial<View> = {}) => figure(some, CANVASES[0]).join(" ");
   const drawn = `${numbers.filters} of ${numbers.ofFilters} filters drawn`;
@@ -1123,7 +1141,7 @@ test("the verdict in one sentence and the table say no more than what was measur
   const none = circuit!.fidelity!.controls;
   for (const [best, words, row] of [
     ["redrawn", "same graph on other filters 10 %, with shuffled weights 31 %)", "same graph, shuffled weights"],
-    ["random", "(random circuit 31 %, average map \u22122 %, same graph on other filters 10 %)", null],
+    ["random", "(random circuit 31 %, average map R² \u22120.02, same graph on other filters 10 %)", null],
   ] as const) {
     const other = { name: best, r2: 0.4, r2Interior: 0.31, r2Rectified: null };
     circuit!.fidelity!.controls = { ...controls, best, rivals: [relabelled, other] };
@@ -1141,7 +1159,8 @@ test("the verdict in one sentence and the table say no more than what was measur
   holds(wide(), "Keeps the feature, but no controls were fitted: 100 % of kernels, ");
   assert.match(figure({}, CANVASES[3]).join(" "), /^No controls: R\u00b2 0\.75 inside on 40 unseen images; /);
   holds(of().said, "Keeps the feature, but no controls were fitted: ");
-  holds(of({ compare: 1 }).said, "circuit keeps the feature, but no controls were fitted, 75 % of its variance; ");
+  holds(of({ compare: 1 }).said, "circuit keeps the feature, but no controls were fitted, 75 % of its variance away ");
+  holds(of({ compare: 1 }).said, "), with 3 fitted constants; random ");
   assert.ok(!of().kept);
   circuit!.calibration = null;
   Object.assign(circuit!.fidelity!, { verdict: "does not keep", r2Interior: -0.4, foundOn: true });
@@ -1153,7 +1172,10 @@ test("the verdict in one sentence and the table say no more than what was measur
   holds(of().said, ": 42 % of its variance away from the border, 35 % over all positions, on the very 40 images");
   holds(wide(), ", R\u00b2 0.42 away from the border, 0.35 over all positions, on the 40 images that it was found on");
   holds(figure({}, CANVASES[3]).join(" "), "Not kept: R\u00b2 0.42 inside on 40 training images; ");
-  holds(of({ compare: 1 }).said, ", 42 % of its variance away from the border, 35 % over all positions; random ");
+  holds(
+    of({ compare: 1 }).said,
+    ", 42 % of its variance away from the border, 35 % over all positions, on the very 40 images ",
+  );
   Object.assign(circuit!.fidelity!, { r2: 0.9, r2Interior: -0.4 });
   holds(
     of().said,

@@ -11,7 +11,9 @@ import {
   EMPTY,
   floats,
   forget,
+  type Heard,
   type Job,
+  listen,
   query,
   type Report,
   sentence,
@@ -57,6 +59,7 @@ import {
   seconds,
   topText,
   usedFor,
+  verdictText,
   withKeys,
 } from "../src/explorer/text.js";
 import { arrow, pagesOf, rowsOf } from "../src/explorer/window.js";
@@ -308,6 +311,34 @@ test("R\u00b2 stands beside its baselines where the verdict is about", () => {
   );
 });
 
+test("a verdict's sentence has numbers as the page has them, and names as they are", () => {
+  for (const [said, shown] of [
+    ["R2 on the interior is -0.13, below 0.3.", "R² on the interior is \u2212.13, below .3."],
+    ["It keeps 0.5.conv:7@1,0: R2 is -1.66; R2 is 1.00.", "It keeps 0.5.conv:7@1,0: R² is \u22121.66; R² is 1.00."],
+    ["so more than 90% of its squared error is left", "so more than 90 % of its squared error is left"],
+    ["reaches -0.00 and 0.20, a random circuit 12", "reaches \u2212.00 and .20, a random circuit 12"],
+  ])
+    assert.equal(verdictText(said!), shown);
+});
+
+test("the R\u00b2 that leads is the one that the verdict is by", () => {
+  const figures = { ...REPORT.figures, r2_interior: 0.81, r2_random_interior: 0.1, r2_average_map_interior: 0.2 };
+  const led = (verdict: string, verdict_sentence: string) => {
+    const report = { ...REPORT, figures, verdict, verdict_sentence };
+    return `${r2Text(baselines(report).own)} ${listedBeside(report)}`;
+  };
+  const [inside, all] = [
+    ".81 on the interior: random circuit .10, average map .20; over all positions .70",
+    ".70 over all positions: random circuit \u22124.00, average map .10; on the interior .81",
+  ];
+  assert.equal(led("keeps", "The circuit keeps 2:7: R2 is 0.70, on the interior 0.81, where it is so."), inside);
+  assert.equal(led("keeps in part", "The circuit keeps 2:7 in part: R2 is 0.70, below 0.8."), all);
+  const low = "R2 on the interior is 0.81 where the average training map reaches 0.70, so more than 50% is left";
+  assert.equal(led("keeps in part", `The circuit keeps 2:7 in part: ${low}.`), inside);
+  assert.equal(led("does not keep", `The circuit does not keep 2:7: R2 is 0.70, below 0.8; ${low}.`), inside);
+  assert.equal(led("not decided", "Whether the circuit keeps 2:7 is not decided: R2 is not defined."), all);
+});
+
 test("photographs that a circuit was found on, or its size chosen on, are known as used", () => {
   const card = (report: unknown) => ({ report }) as never;
   const used = usedFor([card({ ...REPORT, found_on: ["a", "b"], validated_on: ["c"], held_out: ["d"] }), card(null)]);
@@ -546,4 +577,68 @@ test("what a part is worth is said beside what was before", () => {
 
 test("a picture that is asked for before the model card is known is not kept by the browser for good", () => {
   assert.equal(api.thumb("0a", 96, [1, 2, 3, 4]), "/api/v1/thumb/0a?w=96&box=1,2,3,4"); // no "of="
+});
+
+/** An EventSource that does what the test says. */
+class Source extends EventTarget {
+  static readonly CLOSED = 2;
+  static all: Source[] = [];
+  readyState = 0;
+  constructor() {
+    super();
+    Source.all.push(this);
+  }
+  say(name: "open" | "error", state: number): void {
+    this.readyState = state;
+    this.dispatchEvent(new Event(name));
+  }
+  close(): void {
+    this.readyState = Source.CLOSED;
+  }
+}
+
+test("a stream that the server refused is asked for again, ever more seldom, and at once when one looks", (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  const known = globalThis.EventSource;
+  Object.assign(globalThis, { EventSource: Source });
+  const said: string[] = [];
+  const note = (name: string) => () => void said.push(name);
+  const heard = Object.fromEntries(
+    ["all", "job", "index", "changed", "note", "model", "found"].map((name) => [name, note(name)]),
+  );
+  const of = { ...heard, lost: (refused: boolean) => void said.push(refused ? "refused" : "lost") } as unknown as Heard;
+  const { again, stop } = listen(of);
+  const refuse = () => Source.all.at(-1)!.say("error", Source.CLOSED);
+  const asked = () => Source.all.length;
+
+  Source.all[0]!.say("error", 0); // broken off: the browser connects again by itself
+  context.mock.timers.tick(60_000);
+  again();
+  assert.deepEqual([asked(), said], [1, ["lost"]]);
+
+  refuse();
+  for (const wait of [2000, 4000, 8000, 16_000, 30_000, 30_000]) {
+    const before = asked();
+    context.mock.timers.tick(wait - 1);
+    assert.equal(asked(), before);
+    context.mock.timers.tick(1);
+    assert.equal(asked(), before + 1);
+    refuse();
+  }
+  const before = asked();
+  again();
+  assert.equal(asked(), before + 1);
+  context.mock.timers.tick(60_000);
+  assert.equal(asked(), before + 1); // the timer is that of the one that was refused before
+  Source.all.at(-1)!.say("open", 1);
+  assert.deepEqual(said.slice(-2), ["found", "model"]);
+
+  refuse();
+  context.mock.timers.tick(2000);
+  assert.equal(asked(), before + 2); // soon again, once it was heard
+  refuse();
+  stop();
+  context.mock.timers.tick(60_000);
+  assert.equal(asked(), before + 2);
+  globalThis.EventSource = known;
 });

@@ -42,12 +42,10 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
         text: `how much of the feature these two circuits keep. ${drawing}`,
       };
     const both = [view.variant, view.compare].map((each) => {
-      const { fidelity } = variants[each]!;
-      if (!fidelity) return `${circuitName(graph, each, view)} was not measured`;
-      const less = overall(fidelity, share);
-      const where = less && middle(fidelity);
-      const word = lower(VERDICTS[fidelity.verdict]) + found(variants[each]!);
-      const said = `${word}, ${part(decisive(fidelity))}${where}${less}`;
+      const of = variants[each]!;
+      const said = of.fidelity
+        ? `${lower(VERDICTS[of.fidelity.verdict]) + found(of)}, ${measured(graph, of, of.fidelity)}`
+        : "was not measured";
       return `${circuitName(graph, each, view)} ${said}`;
     });
     return {
@@ -63,11 +61,22 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
       verdict: "Not measured",
       text: `how much of the feature this circuit keeps on held-out images. ${drawing}`,
     };
-  const images = plural(graph.document.heldOut.count, "image");
+  const verdict =
+    variant.role === "control" ? `This is ${plain(variant.name)}` : VERDICTS[fidelity.verdict] + found(variant);
+  return {
+    kept: !cut && variant.role !== "control" && fidelity.verdict === "keeps" && found(variant) === "",
+    verdict: !cut ? verdict : /^[DK]/.test(verdict) ? `The whole circuit ${lower(verdict)}` : `${verdict}, as a whole`,
+    text: `${measured(graph, variant, fidelity)}. ${drawing}`,
+  };
+}
+
+/** R² of a circuit with its place, its number of images and what it is compared with. */
+function measured(graph: Graph, variant: Variant, fidelity: Fidelity): string {
+  const { heldOut } = graph.document;
+  const images = heldOut?.count ?? 0;
   const on = fidelity.foundOn
-    ? `on the very ${images} that it was found on`
-    : `on ${count(graph.document.heldOut.count)} unseen images`;
-  const value = decisive(fidelity);
+    ? `on the very ${plural(images, "image")} that it was found on`
+    : `on ${plural(images, "unseen image")}`;
   const [inside, random, average] = baselinesOf(fidelity);
   const baselines = [
     ["random circuit", random],
@@ -77,13 +86,7 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
   ] as const;
   const beside = baselines.flatMap(([name, r2]) => (r2 === null ? [] : `${name} ${share(r2)}`));
   const where = inside ? middle(fidelity) + closed(overall(fidelity, share)) : "";
-  const verdict =
-    variant.role === "control" ? `This is ${plain(variant.name)}` : VERDICTS[fidelity.verdict] + found(variant);
-  return {
-    kept: !cut && variant.role !== "control" && fidelity.verdict === "keeps" && found(variant) === "",
-    verdict: !cut ? verdict : /^[DK]/.test(verdict) ? `The whole circuit ${lower(verdict)}` : `${verdict}, as a whole`,
-    text: `${part(value)}${where} ${on}${beside.length ? ` (${beside.join(", ")})` : ""}${fitted(variant)}. ${drawing}`,
-  };
+  return `${part(decisive(fidelity))}${where} ${on}${beside.length ? ` (${beside.join(", ")})` : ""}${fitted(variant)}`;
 }
 
 // What the forms of a figure's caption are without, each also without all before it: long words, baselines beside the
@@ -263,9 +266,9 @@ function part(r2: number | null): string {
     : `none of its variance (R²\u00a0${decimal(r2)})`;
 }
 
-/** A baseline's: "-3 %", or R² where that would say nothing. */
+/** A baseline's: "25 %", or R² below 0, which is no share. */
 function share(r2: number): string {
-  return r2 < -1 ? `R²\u00a0${decimal(r2)}` : `${decimal(100 * r2, 0)}\u00a0%`;
+  return r2 < 0 ? `R²\u00a0${decimal(r2)}` : `${decimal(100 * r2, 0)}\u00a0%`;
 }
 
 /** What a view is about instead of whole circuits, of which alone anything was measured: "its 40 most salient kernels",
@@ -323,22 +326,23 @@ export function r2Table(graph: Graph, view: View, numbers: Caption): R2Table | n
     values: (["r2", "r2Interior", "r2Rectified"] as const).map((of) => variants[each]!.fidelity?.[of] ?? null),
   }));
   const beside = (name: string, ...values: (number | null)[]) => rows.push({ name, own: false, values });
-  if (shown.length === 1 && variant.role !== "control") {
-    const control = variant.role === "circuit" ? variants.find(({ role }) => role === "control") : undefined;
-    const rival = (name: string, of: Rival["name"]) => {
-      const found = rivalOf(fidelity, of);
+  for (const each of shown) {
+    const { role, fidelity: of } = variants[each]!;
+    if (!of || shown.some((each) => variants[each]!.role === "control")) continue;
+    const control = role === "circuit" ? variants.find(({ role }) => role === "control") : undefined;
+    const rival = (name: string, rival: Rival["name"]) => {
+      const found = rivalOf(of, rival);
       if (found) beside(name, found.r2, found.r2Interior, found.r2Rectified);
       return found;
     };
-    rival("same graph, other filters", "relabelled");
-    rival("same graph, shuffled weights", "redrawn");
-    if (!rival("random, equal size", "random"))
-      beside(
-        "random, equal size",
-        fidelity.r2Random,
-        fidelity.r2RandomInterior,
-        control?.fidelity?.r2Rectified ?? null,
-      );
+    const single = shown.length === 1;
+    if (single) {
+      rival("same graph, other filters", "relabelled");
+      rival("same graph, shuffled weights", "redrawn");
+    }
+    const random = single ? "random, equal size" : `random, as large as ${circuitName(graph, each, view)}`;
+    if (!rival(random, "random"))
+      beside(random, of.r2Random, of.r2RandomInterior, single ? (control?.fidelity?.r2Rectified ?? null) : null);
   }
   const average = rivalOf(fidelity, "average_map")?.r2Rectified ?? null;
   beside("average map, no network", fidelity.r2AverageMap, fidelity.r2AverageMapInterior, average);

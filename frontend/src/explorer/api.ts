@@ -728,28 +728,66 @@ export interface Heard {
   changed(): void;
   note(): void;
   model(): void;
-  lost(): void;
+  /** The stream has begun. */
+  found(): void;
+  /** The stream broke off. If it was `refused`, the browser asks no more; `listen` does, after some seconds. */
+  lost(refused: boolean): void;
 }
 
-/** Listens to the server's events. Returns a function that stops. The browser reconnects with Last-Event-ID. */
-export function listen(heard: Heard): () => void {
-  const source = new EventSource(`${ROOT}/events`);
-  const on = (name: string, act: (data: string) => void) =>
-    source.addEventListener(name, (event) => act((event as MessageEvent<string>).data));
-  on("job", (data) => heard.job(JSON.parse(data) as Job));
-  const onChange = (name: string, act: () => void) =>
-    on(name, () => {
-      forget();
-      act();
+export interface Listening {
+  /** Asks at once, if the server refused the stream. */
+  again(): void;
+  stop(): void;
+}
+
+const [SOONEST, LATEST] = [2000, 30_000]; // ms until a stream that was refused is asked for again
+
+/** Listens to the server's events. The browser reconnects with Last-Event-ID, but no more once it got another answer than
+ *  a stream, as a server does that was started anew and whose link was not opened yet, or to which too many listen. */
+export function listen(heard: Heard): Listening {
+  let source: EventSource;
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let wait = SOONEST;
+  const begin = () => {
+    clearTimeout(timer);
+    source = new EventSource(`${ROOT}/events`);
+    const on = (name: string, act: (data: string) => void) =>
+      source.addEventListener(name, (event) => act((event as MessageEvent<string>).data));
+    on("job", (data) => heard.job(JSON.parse(data) as Job));
+    const onChange = (name: string, act: () => void) =>
+      on(name, () => {
+        forget();
+        act();
+      });
+    onChange("hello", heard.all);
+    onChange("reset", heard.all);
+    onChange("index", heard.index);
+    onChange("changed", heard.changed);
+    onChange("note", heard.note);
+    onChange("model", heard.model);
+    onChange("remark", heard.changed); // a damaged file is one that is no longer there
+    source.addEventListener("open", () => {
+      wait = SOONEST;
+      heard.found();
+      heard.model();
     });
-  onChange("hello", heard.all);
-  onChange("reset", heard.all);
-  onChange("index", heard.index);
-  onChange("changed", heard.changed);
-  onChange("note", heard.note);
-  onChange("model", heard.model);
-  onChange("remark", heard.changed); // a damaged file is one that is no longer there
-  source.addEventListener("open", () => heard.model());
-  source.addEventListener("error", () => heard.lost());
-  return () => source.close();
+    source.addEventListener("error", () => {
+      const refused = source.readyState === EventSource.CLOSED;
+      if (refused) {
+        timer = setTimeout(begin, wait);
+        wait = Math.min(LATEST, 2 * wait);
+      }
+      heard.lost(refused);
+    });
+  };
+  begin();
+  return {
+    again() {
+      if (source.readyState === EventSource.CLOSED) begin();
+    },
+    stop() {
+      clearTimeout(timer);
+      source.close();
+    },
+  };
 }

@@ -16,7 +16,11 @@ const called = (layer: string) => layerName(layerOf(layer), layer);
 
 export function AtlasPage({ place }: { place: AtlasPlace }) {
   const { id } = place;
-  const { value: atlas, error } = useLoaded(id, version.circuits.value, (signal) => api.atlas(id, signal));
+  const { value: atlas, error } = useLoaded(id, version.circuits.value, async (signal) => {
+    const all = await api.atlases(signal);
+    if (!all.some((each) => each.id === id)) throw new Error(`There is no atlas ${id} here.`);
+    return api.atlas(id, signal);
+  });
   useEffect(() => {
     layerOfAtlas.value = atlas?.layer ?? "";
   }, [atlas]);

@@ -24,13 +24,15 @@ import {
   r2Text,
   seconds,
   sentence,
+  verdictText,
 } from "./text.js";
+import { circuitOf } from "./there.js";
 import { Fact, Picture, Problem, To, Verdict } from "./ui.js";
 import { AsModule, InTheModel, Share } from "./uses.js";
 import { jobOf, Work } from "./work.js";
 
 export function CircuitPage({ place }: { place: CircuitPlace }) {
-  const found = useLoaded(place.id, version.circuits.value, (signal) => api.circuit(place.id, signal));
+  const found = useLoaded(place.id, version.circuits.value, (signal) => circuitOf(place.id, signal));
   const circuit = found.value ?? null;
   if (!circuit)
     return (
@@ -48,7 +50,6 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
     );
   const { report } = circuit;
   const name = featureOf(circuit, layers.value);
-  const but = controlsText(circuit);
   return (
     <main id="main" class="wide">
       <div class="title">
@@ -61,17 +62,20 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
           <span class="soft"> · {plain(circuitShort(circuit))}</span>
         </h1>
       </div>
-      <p class="lead" part="verdict">
-        {report ? (
-          <>
-            <b>{sentence(asInPapers(report.verdict_sentence, circuit, layers.value))}</b>
-            {but && <b> {but.replace("b", "B")}.</b>} <span class="soft">{measuredBeside(report)}</span>
-            {report.sent && <b> Measured by who sent it, not here, perhaps on other photographs.</b>}
-          </>
-        ) : (
-          "Not measured with this model and these photographs."
-        )}
-      </p>
+      {!report ? (
+        <p class="lead">Not measured with this model and these photographs.</p>
+      ) : (
+        !circuit.diagram && ( // which says it itself, of what it shows
+          <p class="lead">
+            <Why circuit={circuit} report={report} />
+          </p>
+        )
+      )}
+      {report?.sent && (
+        <p class="lead">
+          <b>Measured by who sent it, not here, perhaps on other photographs.</b>
+        </p>
+      )}
       {circuit.same_weights === false && <p class="problem">It is of other weights than this model has.</p>}
       {(!report || report.sent) && <Work request={{ kind: "evaluate", circuit: circuit.id }} label="Measure it" />}
       <Drawn circuit={circuit} />
@@ -80,6 +84,11 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
       <div class="columns">
         <section>
           <h2>Numbers</h2>
+          {report && circuit.diagram && (
+            <p class="why">
+              <Why circuit={circuit} report={report} />
+            </p>
+          )}
           {report ? <Numbers report={report} /> : <p class="soft">Not measured.</p>}
         </section>
         <section>
@@ -120,6 +129,17 @@ export function CircuitPage({ place }: { place: CircuitPlace }) {
         </section>
       </div>
     </main>
+  );
+}
+
+/** The verdict on a circuit and its reasons. */
+function Why({ circuit, report }: { circuit: Circuit; report: Report }) {
+  const but = controlsText(circuit);
+  return (
+    <span part="why">
+      <b>{verdictText(asInPapers(report.verdict_sentence, circuit, layers.value))}</b>
+      {but && <b> {but.replace("b", "B")}.</b>} <span class="soft">{measuredBeside(report)}</span>
+    </span>
   );
 }
 

@@ -9,6 +9,7 @@ import { layers, useLoaded, version } from "./live.js";
 import { go } from "./navigation.js";
 import type { CircuitPlace } from "./route.js";
 import { value } from "./text.js";
+import { ofPhotos } from "./there.js";
 import { Problem, Seen } from "./ui.js";
 
 const SHOWN = 12; // filters and kernels of a layer
@@ -21,7 +22,9 @@ export function ContrastSection({ circuit, place }: { circuit: Circuit; place: C
   const { a, b } = place;
   const { id } = circuit;
   const both = a !== null && b !== null;
-  const found = useLoaded(`${id} ${a} ${b}`, 0, async (signal) => (both ? api.contrast(id, a, b, signal) : null));
+  const found = useLoaded(`${id} ${a} ${b}`, 0, async (signal) =>
+    both ? ofPhotos([a, b], () => api.contrast(id, a, b, signal)) : null,
+  );
   useEffect(() => {
     contrasted.value = found.value && { of: id, value: paintOf(found.value) };
     return () => {

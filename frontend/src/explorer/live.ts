@@ -9,6 +9,7 @@ import {
   type Job,
   type JobRequest,
   type Layer,
+  type Listening,
   listen,
   type ModelCard,
   type Note,
@@ -22,6 +23,8 @@ export const jobs = signal<Job[] | null>(null);
 export const notes = signal<Record<string, Note>>({});
 /** Why the server cannot be heard; empty if it can. */
 export const lost = signal("");
+/** Whether the server answers but refuses its events, so that the page may be behind. */
+export const unheard = signal(false);
 /** The layer of the atlas that is shown, which its address does not say; empty: it is not known. */
 export const layerOfAtlas = signal("");
 /** What a screen reader is told. */
@@ -132,7 +135,7 @@ function fetchOthers(): void {
 
 /** Listens while the page is seen: browsers open few connections to one server, and each stream holds one. */
 export function live(): () => void {
-  let stop: (() => void) | null = null;
+  let listening: Listening | null = null;
   const heard = {
     all() {
       fetchModel();
@@ -155,15 +158,22 @@ export function live(): () => void {
       version.notes.value++;
     },
     model: fetchModel,
-    lost: fetchModel, // which says what is wrong
+    found() {
+      unheard.value = false;
+    },
+    lost(refused: boolean) {
+      unheard.value = refused;
+      fetchModel(); // which says what is wrong
+    },
   };
   const turn = () => {
     if (document.visibilityState === "hidden") {
-      stop?.();
-      stop = null;
-    } else stop ??= listen(heard);
+      listening?.stop();
+      listening = null;
+    } else listening ??= listen(heard);
   };
   const look = () => {
+    listening?.again();
     if (model.value?.state === "ready") fetchCircuits(); // the command may have written some, which no event tells
   };
   turn();
@@ -172,7 +182,7 @@ export function live(): () => void {
   return () => {
     removeEventListener("focus", look);
     document.removeEventListener("visibilitychange", turn);
-    stop?.();
+    listening?.stop();
   };
 }
 

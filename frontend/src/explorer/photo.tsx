@@ -9,6 +9,7 @@ import { go } from "./navigation.js";
 import { Notes } from "./note.js";
 import { type Place, unitPlace } from "./route.js";
 import { photoName, topText, value } from "./text.js";
+import { ofPhotos } from "./there.js";
 import { Circuits, MapCanvas, Picture, Problem, Seen, To } from "./ui.js";
 
 type PhotoPlace = Extract<Place, { page: "photo" }>;
@@ -16,21 +17,30 @@ type PhotoPlace = Extract<Place, { page: "photo" }>;
 const SHOWN = 6; // units of a layer
 const STEP = 1 / 16; // of the image, that an arrow key moves the point
 
+/** A coordinate of a point of the image, which an address may have outside it. */
+function inside<T extends number | null>(at: T, end: number): T {
+  return (at === null ? at : Number(Math.min(end - 0.5, Math.max(0.5, at)).toFixed(1))) as T;
+}
+
 /** A unit that the pointer or the keyboard is on. */
 interface Looked {
   layer: PointLayer;
   unit: number;
+  tapped?: boolean; // by a finger, which points at nothing: it stays until something else is tapped
 }
 
 export function PhotoPage({ place }: { place: PhotoPlace }) {
-  const { id, x, y } = place;
-  const { value: photo, error } = useLoaded(id, 0, (signal) => api.photoAhead(id, signal));
+  const { id } = place;
+  const [height, width] = model.value!.size as [number, number];
+  const [x, y] = [inside(place.x, width), inside(place.y, height)];
+  const { value: photo, error } = useLoaded(id, 0, (signal) => ofPhotos([id], () => api.photoAhead(id, signal)));
   const chosen = x !== null && y !== null;
   const indexed = layers.value.some(({ images }) => images > 0);
   const point = useLoaded(`${id} ${x} ${y} ${indexed}`, version.index.value + version.notes.value, async (signal) =>
-    chosen && indexed ? api.point(id, x, y, SHOWN, signal) : null,
+    chosen && indexed ? ofPhotos([id], () => api.point(id, x, y, SHOWN, signal)) : null,
   );
   const [looked, look] = useState<Looked | null>(null);
+  useEffect(() => look(null), [id, x, y]);
   useEffect(() => {
     if (point.value) message.value = "the units that are strongest at this point are listed";
   }, [point.value]);
@@ -44,9 +54,10 @@ export function PhotoPage({ place }: { place: PhotoPlace }) {
         {photo && (
           <div class="at-point">
             <figure>
-              <Pointed place={place} name={name} looked={looked} />
+              <Pointed place={{ ...place, x, y }} name={name} looked={looked} />
               <figcaption>
                 {looked ? <Looking looked={looked} photo={id} /> : "What the model sees of it. Click a point."}
+                {looked?.tapped && <Leads looked={looked} photo={id} />}
               </figcaption>
             </figure>
             <section aria-label="units at the point">
@@ -56,7 +67,7 @@ export function PhotoPage({ place }: { place: PhotoPlace }) {
                   there.
                 </p>
               ) : point.value ? (
-                <AtPoint point={point.value} look={look} />
+                <AtPoint point={point.value} looked={looked} look={look} />
               ) : (
                 !point.error && (
                   <p class="soft">
@@ -68,6 +79,7 @@ export function PhotoPage({ place }: { place: PhotoPlace }) {
             </section>
           </div>
         )}
+        {looked?.tapped && <Sheet looked={looked} photo={id} close={() => look(null)} />}
       </main>
       <aside class="side" aria-label="the photograph">
         {photo && (
@@ -97,8 +109,7 @@ function Pointed({ place, name, looked }: { place: PhotoPlace; name: string; loo
   const [height, width] = model.value!.size as [number, number];
   const { id, x, y } = place;
   const put = (x: number, y: number, instead: boolean) => {
-    const within = (at: number, end: number) => Number(Math.min(end - 0.5, Math.max(0.5, at)).toFixed(1));
-    go({ ...place, x: within(x, width), y: within(y, height) }, instead);
+    go({ ...place, x: inside(x, width), y: inside(y, height) }, instead);
   };
   return (
     <button
@@ -166,14 +177,69 @@ function Looking({ looked, photo }: { looked: Looked; photo: string }) {
   );
 }
 
-/** The strongest units of each layer. */
-function AtPoint({ point, look }: { point: Point; look: (looked: Looked | null) => void }) {
+/** The page of a unit, with the photograph. */
+const on = ({ layer, unit }: Looked, photo: string) => ({ ...unitPlace(layer.layer, unit), photo }) as Place;
+
+/** A link to a unit that was tapped. */
+function Leads({ looked, photo }: { looked: Looked; photo: string }) {
+  return (
+    <p class="leads">
+      <To place={on(looked, photo)}>open unit {looked.unit}</To>
+    </p>
+  );
+}
+
+/** A unit that was tapped, where the photograph is not beside the units. */
+function Sheet({ looked, photo, close }: { looked: Looked; photo: string; close: () => void }) {
+  useEffect(() => document.querySelector(".chip[aria-current]")?.scrollIntoView({ block: "nearest" }), [looked]);
+  return (
+    <section class="sheet tapped" aria-label="the unit on the photograph">
+      <div class="line">
+        <h2 class="of">
+          {plain(looked.layer.alias || looked.layer.layer)} unit {looked.unit}
+        </h2>
+        <button type="button" class="plain" onClick={close}>
+          close
+        </button>
+      </div>
+      <div class="views">
+        <div class="pointed">
+          <Seen photo={photo} box={looked.layer.box} alt="" />
+          <Overlaid looked={looked} photo={photo} />
+        </div>
+        <div class="soft">
+          <Leads looked={looked} photo={photo} />
+          <p>
+            <Looking looked={looked} photo={photo} />
+          </p>
+        </div>
+      </div>
+    </section>
+  );
+}
+
+interface AtPointOf {
+  point: Point;
+  looked: Looked | null;
+  look: (looked: Looked | null) => void;
+}
+
+/** The strongest units of each layer. A mouse that is on one or the keyboard's focus shows its map; a finger does by its
+ *  first tap, and its second one opens the unit. */
+function AtPoint({ point, looked, look }: AtPointOf) {
+  const finger = useRef(false);
+  const ready = useRef(false); // whether the unit that a finger is put on is shown already
+  const left = ({ pointerType, type }: PointerEvent) => {
+    if (pointerType !== "touch") look(null);
+    else if (type === "pointercancel") finger.current = false; // it scrolls
+  };
+  const isShown = (layer: PointLayer, unit: number) => looked?.unit === unit && looked.layer.layer === layer.layer;
   const images = point.layers[0]?.images ?? 0;
   const so = point.layers.some(({ complete }) => !complete);
   return (
     <>
       <h2>Strongest at the point</h2>
-      <table class="strongest" onPointerLeave={() => look(null)}>
+      <table class="strongest" onPointerLeave={left} onPointerCancel={left}>
         <tbody>
           {point.layers.map((layer) => (
             <tr key={layer.layer}>
@@ -183,12 +249,24 @@ function AtPoint({ point, look }: { point: Point; look: (looked: Looked | null) 
                 {layer.units.slice(0, SHOWN).map(({ unit, value: at, quantile, label, star }) => (
                   <To
                     key={unit}
-                    place={{ ...unitPlace(layer.layer, unit), photo: point.photo } as Place}
+                    place={on({ layer, unit }, point.photo)}
                     class="chip"
                     title={`${value(at)}; higher on ${topText(quantile)} of its positions`}
-                    onPointerEnter={() => look({ layer, unit })}
-                    onFocus={() => look({ layer, unit })}
-                    onBlur={() => look(null)}
+                    aria-current={looked?.tapped && isShown(layer, unit) ? "true" : undefined}
+                    onPointerEnter={(event) => event.pointerType !== "touch" && look({ layer, unit })}
+                    onPointerDown={(event) => {
+                      finger.current = event.pointerType === "touch";
+                      ready.current = isShown(layer, unit);
+                    }}
+                    onClick={(event) => {
+                      const tapped = finger.current && event.detail > 0; // else Enter
+                      finger.current = false;
+                      if (!tapped || ready.current) return;
+                      event.preventDefault();
+                      look({ layer, unit, tapped: true });
+                    }}
+                    onFocus={() => finger.current || look({ layer, unit })}
+                    onBlur={() => looked?.tapped || look(null)}
                   >
                     <b>
                       {star && "★ "}

@@ -11,7 +11,7 @@ import { ComparePage } from "./compare.js";
 import { Home } from "./home.js";
 import { JobsPage } from "./jobs.js";
 import { LayerPage } from "./layer.js";
-import { circuits, indexing, layerOfAtlas, layers, live, lost, message, model, working } from "./live.js";
+import { circuits, indexing, layerOfAtlas, layers, live, lost, message, model, unheard, working } from "./live.js";
 import { route } from "./navigation.js";
 import { PhotoPage } from "./photo.js";
 import { formatRoute, layerPlace, type Place } from "./route.js";
@@ -105,12 +105,16 @@ function titleOf(place: Place): string {
   return circuit && !circuit.problem ? `circuit of ${plain(featureOf(circuit, layers.value))}` : "circuit";
 }
 
+const UNHEARD =
+  "This page does not hear what changes, perhaps because many pages of this explorer are open; it asks again in a moment.";
+
 /** What must be known on every page. */
 function Banner() {
   const card = model.value;
   const { weights } = route.value;
   const others = weights && card?.weights && !card.weights.startsWith(weights);
-  if (!others && !(lost.value && card) && !(card?.state === "failed" && card.name)) return null;
+  const missed = lost.value || (unheard.value ? UNHEARD : "");
+  if (!others && !(missed && card) && !(card?.state === "failed" && card.name)) return null;
   return (
     <div class="banner">
       {others && (
@@ -119,7 +123,7 @@ function Banner() {
           Figures and circuits may differ.
         </p>
       )}
-      {card && <Problem text={lost.value} />}
+      {card && <Problem text={missed} />}
       {card?.state === "failed" && <Problem text={card.problem} />}
     </div>
   );

@@ -39,7 +39,7 @@ a:hover { text-decoration-color: currentColor; }
 
 .brand { display: flex; padding: 0 12px 10px; font-weight: 640; }
 .brand a { flex: 1; padding: 2px 6px; text-decoration: none; overflow-wrap: anywhere; }
-.burger { display: none; }
+.burger, .below, .sheet.tapped { display: none; }
 .layers ul { flex: 1 1 auto; overflow: hidden auto; padding: 2px 8px; min-height: 60px; }
 .layers li > * { display: flex; gap: 8px; padding: 4px 10px; border-radius: 6px; text-decoration: none; }
 .layers a:hover { background: var(--faint); }
@@ -62,7 +62,7 @@ h3 { font-size: 12.5px; font-weight: 600; color: var(--soft); }
 section + section, .lead + section, nav + section, h1 + section { margin-top: 22px; }
 .side section + section { margin-top: 20px; }
 .lead { margin-top: 6px; max-width: 90ch; overflow-wrap: anywhere; }
-.title + .lead[part="verdict"] { max-width: none; }
+.title + .lead { max-width: none; }
 .lead + .drawing { margin-top: 14px; }
 .title + .tools { margin-top: 6px; }
 main > .tools { position: sticky; top: -18px; z-index: 2; background: var(--ground); padding: 6px 0; }
@@ -260,6 +260,7 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
   display: grid; grid-template-columns: minmax(0, 1.3fr) minmax(0, 1.2fr) minmax(0, 1fr); gap: 24px;
   margin-top: 22px; font-size: 13px;
 }
+.columns .why { margin-bottom: 8px; overflow-wrap: anywhere; }
 .columns section { margin: 0; min-width: 0; }
 .columns * + h2 { margin-top: 20px; }
 .field input[type="checkbox"] { min-height: 0; width: 16px; height: 16px; accent-color: var(--ink); flex: none; }
@@ -288,7 +289,8 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
   display: inline-block; padding: 2px 8px; margin: 1px 2px 1px 0; border-radius: 6px; text-decoration: none;
   background: var(--faint);
 }
-.chip:hover { background: var(--empty); }
+.chip:hover, .chip[aria-current] { background: var(--empty); }
+.chip[aria-current] { box-shadow: 0 0 0 2px var(--ink); }
 ${MAPS}
 
 @media (max-width: 1180px) {
@@ -305,9 +307,19 @@ ${MAPS}
   .explorer > .layers { border: 0; border-bottom: 1px solid var(--line); padding: 8px 8px; }
   .brand { padding: 0; align-items: center; }
   .burger { display: block; }
+  .below { display: inline; }
   .layers[data-open="false"] :is(ul, .index, .links) { display: none; }
   .layers ul { max-height: 50vh; display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); }
-  .banner { position: sticky; bottom: 0; }
+  .banner { position: sticky; bottom: 0; z-index: 6; }
+  /* What was chosen is a sheet at the bottom of the window: the panel is far below. */
+  .sheet {
+    position: fixed; inset: auto 0 0; z-index: 5; max-height: 50vh; overflow: hidden auto; background: var(--raised);
+    padding: 8px 16px calc(10px + env(safe-area-inset-bottom)); box-shadow: var(--shadow); font-size: 13px;
+  }
+  .sheet .views { display: grid; grid-template-columns: repeat(2, minmax(0, 260px)); gap: 12px; }
+  .sheet .map { margin: 0; }
+  :root:has(.sheet:not(.tapped)) { scroll-padding-bottom: 50vh; }
+  .explorer:has(.sheet:not(.tapped)) { padding-bottom: 50vh; }
 }
 @media (max-width: 620px) {
   .examples { grid-template-columns: repeat(3, minmax(0, 1fr)); }
@@ -316,6 +328,10 @@ ${MAPS}
   .contrast .pair section + section { margin-top: 22px; }
   .two > div { grid-column: 1 / -1; }
   .at-point figure { position: static; }
+  .sheet.tapped { display: block; }
+  .at-point .leads { display: none; }
+  :root:has(.sheet) { scroll-padding-bottom: 50vh; }
+  .explorer:has(.sheet) { padding-bottom: 50vh; }
   .beside :is(th, td) { min-width: 8ch; }
   .all-layers :is(th, td):nth-child(2) { display: none; }
   .drawing { margin-inline: -16px; border-inline: 0; border-radius: 0; }

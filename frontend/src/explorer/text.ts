@@ -165,7 +165,7 @@ export function ablationText({ images, before, after }: Ablation, report?: Repor
   const [from, to] = [before, after].map((of) => (inside ? of.r2_interior : of.r2));
   const share = ({ kept }: AblatedFigures) => (kept === null ? "not defined" : `${percent(kept)} of the model's`);
   const less = before.effective_kernels - after.effective_kernels;
-  const beside = report ? ` (the whole circuit's controls ${baselines(report).text})` : "";
+  const beside = report ? ` (the whole circuit's controls ${baselines(report, inside).text})` : "";
   return (
     `Measured without it, on ${heldOut(images, report)}: R²${inside ? " on the interior" : ""} ` +
     `${r2Text(to ?? null)} instead of ${r2Text(from ?? null)}${beside}; its highest value ${share(after)} instead of ` +
@@ -186,6 +186,15 @@ export function sentence(text: string): string {
   return plain(text).replace(/\bR2\b/g, "R²");
 }
 
+/** A verdict's sentence in the page's spelling, with R² as elsewhere: "−.13", and shares: "50 %". */
+export function verdictText(text: string): string {
+  return sentence(text)
+    .replace(/(?<![\w.:#-])(-?)(\d+)(\.\d+)?(?=[,;)\s]|\.?$)/g, (as, minus: string, whole: string, part?: string) =>
+      part || minus ? `${minus && "\u2212"}${part && whole === "0" ? "" : whole}${part ?? ""}` : as,
+    )
+    .replace(/(\d)%/g, "$1 %");
+}
+
 /** The photographs that circuits were found on, or their sizes or constants chosen on. */
 export function usedFor(circuits: readonly CircuitCard[]): Set<string> {
   return new Set(circuits.flatMap(({ report }) => (report ? [...report.found_on, ...report.validated_on] : [])));
@@ -196,22 +205,29 @@ export function sameHeldOut(a: Report, b: Report): boolean {
   return a.images === b.images && a.whole === b.whole && a.held_out.toSorted().join() === b.held_out.toSorted().join();
 }
 
+/** Whether a verdict is by R² on the interior. One that keeps is by both, others by what their sentence says is wanting:
+ *  a circuit that keeps in part may have as high an R² there as one that keeps. */
+function isByInterior(report: Report): boolean {
+  const { verdict, verdict_sentence: said } = report;
+  if (figure(report, "r2_interior") === null) return false;
+  return verdict === "keeps" || !/\bR2 is\b/.test(said) || /\bR2 on\b/.test(said);
+}
+
+function placeOf(report: Report, inside: boolean): string {
+  if (!inside) return "over all positions";
+  return report.figures.interior === "central" ? "on the central positions" : "on the interior";
+}
+
 /** R² of a circuit where its verdict is about, and beside it those of what it is compared with: "on the interior:
  *  random circuit −.31, average map .12". */
-export function baselines(report: Report): { own: number | null; where: string; others: string; text: string } {
-  const inside = figure(report, "r2_interior") !== null ? "_interior" : "";
-  const others = [
-    ["random circuit", "r2_random"],
-    ["average map", "r2_average_map"],
-  ]
-    .map(([name, of]) => `${name} ${r2Text(figure(report, `${of}${inside}`))}`)
-    .join(", ");
-  const where = !inside
-    ? "over all positions"
-    : report.figures.interior === "central"
-      ? "on the central positions"
-      : "on the interior";
-  return { own: figure(report, `r2${inside}`), where, others, text: `${where}: ${others}` };
+export function baselines(
+  report: Report,
+  inside = isByInterior(report),
+): { own: number | null; where: string; others: string; text: string } {
+  const of = (name: string) => figure(report, inside ? `${name}_interior` : name);
+  const others = `random circuit ${r2Text(of("r2_random"))}, average map ${r2Text(of("r2_average_map"))}`;
+  const where = placeOf(report, inside);
+  return { own: of("r2"), where, others, text: `${where}: ${others}` };
 }
 
 /** What a verdict was measured on, and what it is compared with: all R² in one sentence are of the same positions. */
@@ -220,11 +236,12 @@ export function measuredBeside(report: Report): string {
   return `On ${heldOut(report.images, report)} (${where}: this circuit ${r2Text(own)}, ${others}).`;
 }
 
-/** Where R² in a list is of, its baselines there, and R² over all positions if it is not that. */
+/** Where R² in a list is of, its baselines there, and R² of the other positions that a verdict looks at. */
 export function listedBeside(report: Report): string {
-  const elsewhere =
-    figure(report, "r2_interior") === null ? "" : `; over all positions ${r2Text(figure(report, "r2"))}`;
-  return baselines(report).text + elsewhere;
+  const { text, where } = baselines(report);
+  const inside = where === placeOf(report, false); // the others
+  const other = figure(report, inside ? "r2_interior" : "r2");
+  return text + (other === null ? "" : `; ${placeOf(report, inside)} ${r2Text(other)}`);
 }
 
 /** What takes something from the verdict on a circuit: its controls. */

@@ -32,8 +32,10 @@ interface ToProps {
   class?: string;
   title?: string;
   "aria-label"?: string;
-  "aria-current"?: "page" | undefined;
-  onPointerEnter?: () => void;
+  "aria-current"?: "page" | "true" | undefined;
+  onPointerEnter?: (event: PointerEvent) => void;
+  onPointerDown?: (event: PointerEvent) => void;
+  onClick?: (event: MouseEvent) => void;
   onFocus?: () => void;
   onBlur?: () => void;
 }

@@ -1,6 +1,6 @@
 /** A unit: the photographs that drive it, how often it has which value, its circuits, and the form that finds one. */
 
-import { useRef, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { count, percent, plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { api, CRITERIA, type Example, type Examples, SECTIONS, type Unit } from "./api.js";
@@ -12,6 +12,7 @@ import {
   jobs,
   type Loaded,
   layerOf,
+  message,
   missing,
   model,
   pause,
@@ -36,6 +37,7 @@ import {
   usedFor,
   value,
 } from "./text.js";
+import { ofPhotos } from "./there.js";
 import { BORDER, Circuits, Context, FindJobs, MapPicture, Problem, Seen, To } from "./ui.js";
 
 type UnitPlace = Extract<Place, { page: "unit" }>;
@@ -82,6 +84,11 @@ export function UnitPage({ place }: { place: UnitPlace }) {
               {!unit.complete && " so far"}
             </span>
           )}
+          {known && (
+            <a class="below" href="#find" onClick={toFind}>
+              find its circuit
+            </a>
+          )}
         </nav>
         {why && (known ? <p class="lead">{plain(why)}</p> : <Problem text={why} />)}
         <Problem text={found.error} />
@@ -101,7 +108,9 @@ export function UnitPage({ place }: { place: UnitPlace }) {
       <aside class="side" aria-label="the unit">
         {place.photo !== null && unit && <OnPhoto place={{ ...place, layer: name }} photo={place.photo} />}
         <section>
-          <h2>Find its circuit</h2>
+          <h2 id="find" tabIndex={-1}>
+            Find its circuit
+          </h2>
           {known && <Find feature={of} key={of} />}
         </section>
         <section>
@@ -127,6 +136,14 @@ export function UnitPage({ place }: { place: UnitPlace }) {
       </aside>
     </>
   );
+}
+
+/** Shows the form, which is below everything else where there is one column. The address stays: its hash is a view's. */
+function toFind(event: Event): void {
+  event.preventDefault();
+  const title = document.getElementById("find");
+  title?.focus({ preventScroll: true });
+  title?.scrollIntoView();
 }
 
 function Badges({ unit: { figures } }: { unit: Unit }) {
@@ -272,27 +289,43 @@ function Crop({ example, place, used }: { example: Example; place: UnitPlace; us
 
 function OnPhoto({ place, photo }: { place: UnitPlace; photo: string }) {
   const { layer, unit } = place;
-  const about = useLoaded(photo, 0, (signal) => api.photo(photo, signal));
-  const map = useLoaded(`${layer} ${unit} ${photo}`, 0, (signal) => api.map(layer, unit, photo, signal));
+  const about = useLoaded(photo, 0, (signal) => ofPhotos([photo], () => api.photo(photo, signal)));
+  const map = useLoaded(`${layer} ${unit} ${photo}`, 0, (signal) =>
+    ofPhotos([photo], () => api.map(layer, unit, photo, signal)),
+  );
   const name = plain(about.value?.name ?? "");
+  const own = useRef<HTMLElement>(null);
+  useEffect(() => {
+    own.current?.scrollIntoView({ block: "nearest" }); // the panel may have been scrolled
+    document.querySelector('.crop[aria-pressed="true"]')?.scrollIntoView({ block: "nearest" }); // not behind the sheet
+    message.value = "the photograph and the unit's map on it are shown";
+  }, [photo]);
   return (
-    <section>
+    <section class="sheet" ref={own} aria-label="the unit on the photograph">
       <div class="line">
         <h2 class="of">On {photoName(name) || "this photograph"}</h2>
         <button type="button" class="plain" onClick={() => go({ ...place, photo: null })}>
           close
         </button>
       </div>
-      <Seen photo={photo} box={null} alt={`${name}, as the model sees it`} />
-      {map.value ? (
-        <MapPicture map={map.value} alt={`the unit's map on ${name}`} />
+      {about.error ? (
+        <Problem text={about.error} />
       ) : (
-        <p class="soft">{map.error ? "" : "The map is being computed …"}</p>
+        <>
+          <div class="views">
+            {about.value && <Seen photo={photo} box={null} alt={`${name}, as the model sees it`} />}
+            {map.value ? (
+              <MapPicture map={map.value} alt={`the unit's map on ${name}`} />
+            ) : (
+              <p class="soft">{map.error ? "" : "The map is being computed …"}</p>
+            )}
+          </div>
+          <Problem text={map.error} />
+          <p>
+            <To place={photoPlace(photo)}>its page</To>
+          </p>
+        </>
       )}
-      <Problem text={about.error || map.error} />
-      <p>
-        <To place={photoPlace(photo)}>its page</To>
-      </p>
     </section>
   );
 }
