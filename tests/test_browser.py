@@ -207,6 +207,80 @@ def test_back_and_forward_undo_and_redo_clicks_but_not_steps_of_a_slider(show):
     assert page.evaluate("history.length") == entries + 2
 
 
+def with_photographs(document, names):
+    """The document with whole photographs that the target's parts are cut out of."""
+    tiles = [int(tile) for tile in document.pictures[0].tiles[document.target] if tile >= 0]
+    wholes = tuple(Whole(name, document.images.src[0], (20, 30)) for name in names)
+    cuts = tuple(Cut(tile, i, (-4, 6, 10, 12)) for i, tile in enumerate(tiles[: len(names)]))
+    return dataclasses.replace(document, tiles=dataclasses.replace(document.tiles, wholes=wholes, cuts=cuts))
+
+
+def test_back_closes_what_a_click_opened_in_the_panel_and_forward_opens_it_again(show):
+    document = with_photographs(plain(images=2, measured=True), ["rocket.png"])
+    patches, *others = document.pictures
+    document = dataclasses.replace(document, pictures=[dataclasses.replace(patches, median=(0, 3, 5)), *others])
+    page = show(document)
+    entries = page.evaluate("history.length")
+    edge, whole = page.locator("[data-card=edge]"), page.locator("[part=whole]")
+    median = page.locator("button[data-sample=median]")
+    median.click()
+    page.locator("button[data-sample=top]").click()
+    page.locator("[data-cut]").first.click()
+    expect(whole).to_be_visible()
+    x, y = page.locator(".edges [data-edge]").first.evaluate(POINT_ON)
+    page.mouse.click(x, y)
+    page.mouse.click(x, y)  # nothing else
+    page.mouse.move(3, 3)
+    expect(edge).to_be_visible()
+    page.locator(f"[data-node='{middle(document)}'] .frame").click()
+    page.keyboard.press("Escape")
+    page.mouse.move(3, 3)
+    expect(page.locator("[data-card]")).to_have_count(0)
+    assert page.evaluate("history.length") == entries + 6
+    page.go_back()
+    expect(page.locator("[data-card=node]")).to_be_visible()
+    page.go_back()
+    expect(edge).to_be_visible()
+    expect(page.locator("svg[data-isolated]")).to_have_count(0)
+    page.go_back()
+    expect(edge).to_have_count(0)
+    expect(whole).to_be_visible()
+    page.go_back()
+    expect(whole).to_have_count(0)
+    page.go_back()
+    expect(median).to_have_attribute("aria-pressed", "true")
+    page.go_back()
+    expect(median).to_have_attribute("aria-pressed", "false")
+    for _ in range(3):
+        page.go_forward()
+    expect(whole).to_be_visible()
+    page.go_forward()
+    expect(edge).to_be_visible()
+    page.reload()
+    page.locator("html[data-ready=true]").wait_for()
+    page.go_back()
+    page.go_forward()
+    expect(page.locator("[part=crops]")).to_be_visible()  # not what another diagram showed
+
+
+def test_back_closes_the_sheet_of_a_narrow_screen(show):
+    page = show(DOCUMENTS["wide"](), viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    sheet = page.locator(".details")
+    page.locator("[data-paths=all]").evaluate("button => button.click()")
+    x, y = page.locator(".edges [data-edge]").first.evaluate(POINT_ON)
+    page.touchscreen.tap(x, y)
+    expect(page.locator("[data-card=edge]")).to_be_visible()
+    page.go_back()
+    expect(sheet).to_be_hidden()
+    expect(page.locator("[data-paths=all]")).to_have_attribute("aria-pressed", "true")
+    page.locator("[part=handle]").tap()
+    expect(sheet).to_be_visible()
+    page.go_back()
+    expect(sheet).to_be_hidden()
+    page.go_forward()
+    expect(sheet).to_be_visible()
+
+
 def test_a_page_in_a_frame_adds_nothing_to_the_history_around_it(browser, tmp_path):
     document = DOCUMENTS["wide"]()
     Diagram(document).save(tmp_path / "circuit.html")
@@ -835,13 +909,13 @@ def test_a_view_is_saved_to_a_file_and_opened_again(show, tmp_path):
     expect(page.locator("svg[data-isolated]")).to_have_count(0)
 
 
-LATE = """addEventListener("hashchange", event => {
+LATE = """addEventListener("popstate", event => {
     if (!window.late || !event.isTrusted) return;
     event.stopImmediatePropagation();
-    setTimeout(() => dispatchEvent(new Event("hashchange")), 400);
+    setTimeout(() => dispatchEvent(new PopStateEvent("popstate")), 400);
 })"""
 FORWARD = """async () => {
-    const heard = () => new Promise(done => addEventListener("hashchange", done, { once: true }));
+    const heard = () => new Promise(done => addEventListener("popstate", done, { once: true }));
     history.forward();
     await heard();
     window.late = true;
