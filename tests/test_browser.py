@@ -491,6 +491,20 @@ def test_the_targets_maps_are_on_one_scale_beside_their_figures(show, networks):
     expect(page.locator("[part=target]")).to_contain_text(f"Over {target.positions}.")
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_circuits_map_stands_beside_the_full_models_whatever_they_are_called(show, width):
+    document = plain(images=1, measured=True)
+    name = "categorization/images/tools/multimeter2.webp, crop 2, held out"
+    document = dataclasses.replace(document, images=dataclasses.replace(document.images, names=(name,)))
+    page = show(document, "#image=0", viewport={"width": width, "height": 720})
+    if width < 800:
+        page.locator("[part=handle]").click()
+    shown = page.locator("[part=target] :is(.pictures > img, .framed)").all()
+    assert len(shown) == 3
+    assert len({round(box_of(each)[1]) for each in shown}) == 1
+    assert box_of(page.locator("[part=target]"))[2] <= width
+
+
 def test_an_image_without_an_r2_says_so_and_the_frame_is_where_the_inside_is(show):
     document = plain(images=2, variants=1)
     page = show(document, "#image=1")

@@ -340,7 +340,7 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
         <>
           <div class="pictures">
             <figure>
-              <img class="whole" src={pictures.thumbnail(image)} alt="" width={beside ? BESIDE : PICTURE} />
+              <img src={pictures.thumbnail(image)} alt="" width={beside ? BESIDE : PICTURE} />
               <figcaption>{plain(graph.document.images!.names[image]!)}</figcaption>
             </figure>
             {beside ? (

@@ -158,7 +158,7 @@ dt { color: var(--soft); }
 [part="whole"] button { padding: 2px 8px 2px 0; }
 .crops + h2 { margin-top: 8px; }
 .details .pictures { display: flex; gap: 8px; margin-top: 8px; flex-wrap: wrap; }
-.details figure { margin: 0; width: min-content; min-width: 72px; }
+.details figure { margin: 0; width: min-content; min-width: 72px; overflow-wrap: anywhere; }
 .details .rows figure { display: grid; grid: auto / auto 1fr; gap: 8px; align-items: end; width: 100%; }
 .details figure.wide { width: 100%; }
 .details svg { display: block; border-radius: 2px; }

@@ -18,16 +18,12 @@ export function TargetOnImage({ store }: { store: Store }) {
   const images = graph.document.images;
   const found = image === null ? null : onImage(store, image);
   if (image === null || !images || !found) return null;
-  const name = plain(images.names[image]!);
-  const title = `Its map on ${name}`;
+  const title = `Its map on ${plain(images.names[image]!)}`;
   return (
     <section part="target" aria-label={title}>
       <h2>{title}</h2>
       <div class="pictures">
-        <figure>
-          <img class="whole" src={store.pictures.thumbnail(image)} alt="" height={MAP} />
-          <figcaption>{name}</figcaption>
-        </figure>
+        <img src={store.pictures.thumbnail(image)} alt="" height={MAP} />
         <TargetMaps store={store} found={found} size={MAP} />
       </div>
       <TargetFigures store={store} found={found} />
