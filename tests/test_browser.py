@@ -505,6 +505,29 @@ def test_the_circuits_map_stands_beside_the_full_models_whatever_they_are_called
     assert box_of(page.locator("[part=target]"))[2] <= width
 
 
+def test_photographs_are_called_by_their_files_and_say_whether_they_were_held_out(show):
+    folder, long = "categorization/images/tools", f"{'multimeter' * 6}.webp"
+    names = (f"{folder}/{long}, crop 2, held out", f"{folder}/plier3.webp, used to find it")
+    document = plain(images=2, measured=True)
+    document = dataclasses.replace(document, images=dataclasses.replace(document.images, names=names))
+    document = with_photographs(document, [names[1].rpartition(",")[0]])
+    page = show(document, "#image=1")
+    expect(page.locator("[part=image]")).to_have_text("image: plier3.webp")
+    expect(page.locator("[part=target] h2")).to_have_text("Its map on plier3.webp, used to find it")
+    page.locator("[data-cut]").first.click()
+    expect(page.locator("[part=whole] h2")).to_have_text("plier3.webp")
+    expect(page.locator("[part=whole] h2")).to_have_attribute("title", f"{folder}/plier3.webp")
+    page.locator("[part=image]").click()
+    first = page.locator("[data-image='0']")
+    expect(first).to_have_attribute("title", names[0])
+    expect(first.locator("span")).to_have_text(long)
+    said = first.locator("small")
+    expect(said).to_have_text("crop 2, held out")
+    file, mark, around = box_of(first.locator("span")), box_of(said), box_of(first)
+    assert file[3] <= mark[1] < mark[3] <= around[3]
+    assert said.evaluate("each => each.scrollHeight <= each.clientHeight")
+
+
 def test_an_image_without_an_r2_says_so_and_the_frame_is_where_the_inside_is(show):
     document = plain(images=2, variants=1)
     page = show(document, "#image=1")

@@ -120,13 +120,14 @@ textarea {
 .panel.about dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; padding: 4px 8px; }
 dt { color: var(--soft); }
 .panel.about dd { overflow-wrap: anywhere; }
-.thumbs { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 6px; width: 380px; max-width: 100%; }
+.thumbs { display: grid; align-items: start; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 6px; width: 380px; max-width: 100%; }
 .thumbs button { padding: 3px; min-height: 0; border-radius: 8px; }
 .thumbs img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; }
 .thumbs span {
-  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; overflow-wrap: anywhere;
-  font-size: 11px; color: var(--ink);
+  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden; overflow-wrap: anywhere;
+  color: var(--ink);
 }
+.thumbs :is(span, small) { font-size: 11px; line-height: 1.3; }
 .thumbs button[aria-pressed="true"] { box-shadow: 0 0 0 2px var(--ink); }
 .results { width: 260px; }
 .results li { padding: 5px 8px; border-radius: 6px; cursor: pointer; min-height: 28px; }
