@@ -710,6 +710,18 @@ def test_the_sheet_of_a_narrow_screen_does_not_cover_what_was_tapped(show):
         page.locator("[part=handle]").tap()
 
 
+def test_menus_open_in_front_of_the_sheet_of_a_narrow_screen(show):
+    page = show(DOCUMENTS["wide"](), viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    page.locator("[part=handle]").tap()
+    page.locator("[part=menu]").tap()
+    page.locator("[part=similar]").tap()
+    panel, side = box_of(page.locator("[part=similar-panel]")), box_of(page.locator("[part=side]"))
+    assert panel[3] > side[1] + 20
+    at = [(panel[0] + panel[2]) / 2, max(panel[1], side[1]) + 10]
+    part = "at => document.getElementById('diagram').shadowRoot.elementFromPoint(...at).closest('[part]').part.value"
+    assert page.evaluate(part, at) == "similar-panel"
+
+
 def test_the_zoom_of_a_narrow_screen_is_for_fingers_and_covers_nothing(show):
     page = show(DOCUMENTS["wide"](), viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     before = box_of(page.locator("[data-node].lit .frame").first)

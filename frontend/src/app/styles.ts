@@ -101,7 +101,7 @@ textarea {
 
 .pop { position: relative; display: inline-block; }
 .panel {
-  position: absolute; z-index: 5; top: calc(100% + 6px); left: 0; min-width: 230px; max-width: min(420px, 90vw);
+  position: absolute; z-index: 7; top: calc(100% + 6px); left: 0; min-width: 230px; max-width: min(420px, 90vw);
   max-height: 70vh; overflow: auto; padding: 10px; background: var(--raised); border-radius: 10px;
   box-shadow: var(--shadow);
 }
@@ -120,7 +120,10 @@ textarea {
 .panel.about dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; padding: 4px 8px; }
 dt { color: var(--soft); }
 .panel.about dd { overflow-wrap: anywhere; }
-.thumbs { display: grid; align-items: start; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 6px; width: 380px; max-width: 100%; }
+.thumbs {
+  display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 6px; align-items: start; width: 380px;
+  max-width: 100%;
+}
 .thumbs button { padding: 3px; min-height: 0; border-radius: 8px; }
 .thumbs img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; }
 .thumbs span {
