@@ -207,6 +207,80 @@ def test_back_and_forward_undo_and_redo_clicks_but_not_steps_of_a_slider(show):
     assert page.evaluate("history.length") == entries + 2
 
 
+def with_photographs(document, names):
+    """The document with whole photographs that the target's parts are cut out of."""
+    tiles = [int(tile) for tile in document.pictures[0].tiles[document.target] if tile >= 0]
+    wholes = tuple(Whole(name, document.images.src[0], (20, 30)) for name in names)
+    cuts = tuple(Cut(tile, i, (-4, 6, 10, 12)) for i, tile in enumerate(tiles[: len(names)]))
+    return dataclasses.replace(document, tiles=dataclasses.replace(document.tiles, wholes=wholes, cuts=cuts))
+
+
+def test_back_closes_what_a_click_opened_in_the_panel_and_forward_opens_it_again(show):
+    document = with_photographs(plain(images=2, measured=True), ["rocket.png"])
+    patches, *others = document.pictures
+    document = dataclasses.replace(document, pictures=[dataclasses.replace(patches, median=(0, 3, 5)), *others])
+    page = show(document)
+    entries = page.evaluate("history.length")
+    edge, whole = page.locator("[data-card=edge]"), page.locator("[part=whole]")
+    median = page.locator("button[data-sample=median]")
+    median.click()
+    page.locator("button[data-sample=top]").click()
+    page.locator("[data-cut]").first.click()
+    expect(whole).to_be_visible()
+    x, y = page.locator(".edges [data-edge]").first.evaluate(POINT_ON)
+    page.mouse.click(x, y)
+    page.mouse.click(x, y)  # nothing else
+    page.mouse.move(3, 3)
+    expect(edge).to_be_visible()
+    page.locator(f"[data-node='{middle(document)}'] .frame").click()
+    page.keyboard.press("Escape")
+    page.mouse.move(3, 3)
+    expect(page.locator("[data-card]")).to_have_count(0)
+    assert page.evaluate("history.length") == entries + 6
+    page.go_back()
+    expect(page.locator("[data-card=node]")).to_be_visible()
+    page.go_back()
+    expect(edge).to_be_visible()
+    expect(page.locator("svg[data-isolated]")).to_have_count(0)
+    page.go_back()
+    expect(edge).to_have_count(0)
+    expect(whole).to_be_visible()
+    page.go_back()
+    expect(whole).to_have_count(0)
+    page.go_back()
+    expect(median).to_have_attribute("aria-pressed", "true")
+    page.go_back()
+    expect(median).to_have_attribute("aria-pressed", "false")
+    for _ in range(3):
+        page.go_forward()
+    expect(whole).to_be_visible()
+    page.go_forward()
+    expect(edge).to_be_visible()
+    page.reload()
+    page.locator("html[data-ready=true]").wait_for()
+    page.go_back()
+    page.go_forward()
+    expect(page.locator("[part=crops]")).to_be_visible()  # not what another diagram showed
+
+
+def test_back_closes_the_sheet_of_a_narrow_screen(show):
+    page = show(DOCUMENTS["wide"](), viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    sheet = page.locator(".details")
+    page.locator("[data-paths=all]").evaluate("button => button.click()")
+    x, y = page.locator(".edges [data-edge]").first.evaluate(POINT_ON)
+    page.touchscreen.tap(x, y)
+    expect(page.locator("[data-card=edge]")).to_be_visible()
+    page.go_back()
+    expect(sheet).to_be_hidden()
+    expect(page.locator("[data-paths=all]")).to_have_attribute("aria-pressed", "true")
+    page.locator("[part=handle]").tap()
+    expect(sheet).to_be_visible()
+    page.go_back()
+    expect(sheet).to_be_hidden()
+    page.go_forward()
+    expect(sheet).to_be_visible()
+
+
 def test_a_page_in_a_frame_adds_nothing_to_the_history_around_it(browser, tmp_path):
     document = DOCUMENTS["wide"]()
     Diagram(document).save(tmp_path / "circuit.html")
@@ -417,6 +491,43 @@ def test_the_targets_maps_are_on_one_scale_beside_their_figures(show, networks):
     expect(page.locator("[part=target]")).to_contain_text(f"Over {target.positions}.")
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_circuits_map_stands_beside_the_full_models_whatever_they_are_called(show, width):
+    document = plain(images=1, measured=True)
+    name = "categorization/images/tools/multimeter2.webp, crop 2, held out"
+    document = dataclasses.replace(document, images=dataclasses.replace(document.images, names=(name,)))
+    page = show(document, "#image=0", viewport={"width": width, "height": 720})
+    if width < 800:
+        page.locator("[part=handle]").click()
+    shown = page.locator("[part=target] :is(.pictures > img, .framed)").all()
+    assert len(shown) == 3
+    assert len({round(box_of(each)[1]) for each in shown}) == 1
+    assert box_of(page.locator("[part=target]"))[2] <= width
+
+
+def test_photographs_are_called_by_their_files_and_say_whether_they_were_held_out(show):
+    folder, long = "categorization/images/tools", f"{'multimeter' * 6}.webp"
+    names = (f"{folder}/{long}, crop 2, held out", f"{folder}/plier3.webp, used to find it")
+    document = plain(images=2, measured=True)
+    document = dataclasses.replace(document, images=dataclasses.replace(document.images, names=names))
+    document = with_photographs(document, [names[1].rpartition(",")[0]])
+    page = show(document, "#image=1")
+    expect(page.locator("[part=image]")).to_have_text("image: plier3.webp")
+    expect(page.locator("[part=target] h2")).to_have_text("Its map on plier3.webp, used to find it")
+    page.locator("[data-cut]").first.click()
+    expect(page.locator("[part=whole] h2")).to_have_text("plier3.webp")
+    expect(page.locator("[part=whole] h2")).to_have_attribute("title", f"{folder}/plier3.webp")
+    page.locator("[part=image]").click()
+    first = page.locator("[data-image='0']")
+    expect(first).to_have_attribute("title", names[0])
+    expect(first.locator("span")).to_have_text(long)
+    said = first.locator("small")
+    expect(said).to_have_text("crop 2, held out")
+    file, mark, around = box_of(first.locator("span")), box_of(said), box_of(first)
+    assert file[3] <= mark[1] < mark[3] <= around[3]
+    assert said.evaluate("each => each.scrollHeight <= each.clientHeight")
+
+
 def test_an_image_without_an_r2_says_so_and_the_frame_is_where_the_inside_is(show):
     document = plain(images=2, variants=1)
     page = show(document, "#image=1")
@@ -597,6 +708,18 @@ def test_the_sheet_of_a_narrow_screen_does_not_cover_what_was_tapped(show):
         assert box_of(node)[1] >= 0
         page.locator("[part=back]").tap()
         page.locator("[part=handle]").tap()
+
+
+def test_menus_open_in_front_of_the_sheet_of_a_narrow_screen(show):
+    page = show(DOCUMENTS["wide"](), viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    page.locator("[part=handle]").tap()
+    page.locator("[part=menu]").tap()
+    page.locator("[part=similar]").tap()
+    panel, side = box_of(page.locator("[part=similar-panel]")), box_of(page.locator("[part=side]"))
+    assert panel[3] > side[1] + 20
+    at = [(panel[0] + panel[2]) / 2, max(panel[1], side[1]) + 10]
+    part = "at => document.getElementById('diagram').shadowRoot.elementFromPoint(...at).closest('[part]').part.value"
+    assert page.evaluate(part, at) == "similar-panel"
 
 
 def test_the_zoom_of_a_narrow_screen_is_for_fingers_and_covers_nothing(show):
@@ -835,13 +958,13 @@ def test_a_view_is_saved_to_a_file_and_opened_again(show, tmp_path):
     expect(page.locator("svg[data-isolated]")).to_have_count(0)
 
 
-LATE = """addEventListener("hashchange", event => {
+LATE = """addEventListener("popstate", event => {
     if (!window.late || !event.isTrusted) return;
     event.stopImmediatePropagation();
-    setTimeout(() => dispatchEvent(new Event("hashchange")), 400);
+    setTimeout(() => dispatchEvent(new PopStateEvent("popstate")), 400);
 })"""
 FORWARD = """async () => {
-    const heard = () => new Promise(done => addEventListener("hashchange", done, { once: true }));
+    const heard = () => new Promise(done => addEventListener("popstate", done, { once: true }));
     history.forward();
     await heard();
     window.late = true;

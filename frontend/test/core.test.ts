@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { test } from "node:test";
 import { Ajv2020 } from "ajv/dist/2020.js";
+import { brief } from "../src/app/brief.js";
 import { fileName } from "../src/app/exports.js";
 import { formatHash, parseHash } from "../src/app/hash.js";
 import { blockOf, blocksOf, closedAtFirst, opensTo, spanName } from "../src/core/blocks.js";
@@ -69,6 +70,18 @@ function paths(parts: Parts, bundles: ArrayLike<number>, end: number): { share: 
   walk(end, 1, []);
   return found;
 }
+
+test("a photograph is called by its file, and by as many folders as tell it from the others", () => {
+  const names = ["a/b/c/fish.webp, crop 1, held out", "a/b/c/fish.webp, crop 2", "a/x/c/fish.webp", "a/b/sunfish.webp"];
+  const called = names.map((name) => brief(names, name));
+  assert.deepEqual(called, [
+    ["b/c/fish.webp", "crop 1", "held out"],
+    ["b/c/fish.webp", "crop 2"],
+    ["x/c/fish.webp"],
+    ["sunfish.webp"],
+  ]);
+  assert.deepEqual(brief(["fish.webp", "a/fish.webp"], "fish.webp"), ["fish.webp"]);
+});
 
 test("what is alive lies on a present path from the image to the root", () => {
   for (const graph of SEEDS.map(small))

@@ -11,9 +11,10 @@ export function isolateNode(store: Store, node: number): void {
     return;
   }
   store.selection.value = [node];
+  const drawn = store.plan.value.nodes.find((each) => each.nodes.includes(node));
+  hold(store, { nodes: drawn?.nodes ?? [node], edges: [] });
   store.change({ isolate: node });
   const { lit, nodes } = store.scene.value;
-  hold(store, { nodes: nodes.find((each) => each.nodes.includes(node))?.nodes ?? [node], edges: [] });
   const count = lit ? lit.nodes.reduce((sum, each) => sum + each, 0) : nodes.length;
   const through = `${percent(store.view.value.share)} of the drawn flow through it`;
   store.say(`${store.drawnName(node)} isolated: ${through}, ${count} filters are lit`);

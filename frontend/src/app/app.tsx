@@ -51,13 +51,16 @@ export function App({ store }: { store: Store }) {
     const key = (event: Event) => {
       const { key, ctrlKey, metaKey, altKey } = event as KeyboardEvent;
       const typing = (event.composedPath()[0] as Element).matches?.("input, select, textarea");
-      if (key === "Escape") stepBack(store);
-      else if (key === "/" && !typing && !ctrlKey && !metaKey && !altKey) {
+      if (key === "Escape") {
+        stepBack(store);
+        store.step();
+      } else if (key === "/" && !typing && !ctrlKey && !metaKey && !altKey) {
         event.preventDefault();
         root.current!.querySelector<HTMLInputElement>('[part="search"]')?.focus();
       }
     };
     heard.addEventListener("keydown", key);
+    root.current!.addEventListener("click", store.step); // after what the click does
     return () => heard.removeEventListener("keydown", key);
   }, [store]);
 

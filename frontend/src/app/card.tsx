@@ -339,10 +339,7 @@ export function NodeCard({ store, nodes }: { store: Store; nodes: number[] }) {
       {image !== null && nodes.length === 1 && (
         <>
           <div class="pictures">
-            <figure>
-              <img class="whole" src={pictures.thumbnail(image)} alt="" width={beside ? BESIDE : PICTURE} />
-              <figcaption>{plain(graph.document.images!.names[image]!)}</figcaption>
-            </figure>
+            <img src={pictures.thumbnail(image)} alt="" width={beside ? BESIDE : PICTURE} />
             {beside ? (
               <TargetMaps store={store} found={beside} size={BESIDE} />
             ) : (

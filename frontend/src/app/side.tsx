@@ -1,7 +1,6 @@
 /** The panel at the right: what the target is and how well the circuit keeps it, or the details of a node or an edge.
  *  On narrow screens it is a sheet at the bottom. */
 
-import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { setOf } from "../core/decode.js";
 import { decimal } from "../core/format.js";
@@ -21,7 +20,6 @@ const SAMPLES = [
   ["median", "where it has its median value"],
   ["near zero", "where it is nearest zero"],
 ] as const;
-type Sample = (typeof SAMPLES)[number][0];
 const CLEAR = 8; // px between a filter and the sheet
 
 export function Side({ store }: { store: Store }) {
@@ -116,7 +114,6 @@ function scrollerOf(element: Element): Element {
 function Crops({ store }: { store: Store }) {
   const { graph } = store;
   const { variant, compare } = store.view.value;
-  const chosen = useSignal<Sample>("top");
   const root = store.flow.value.root;
   const target = root === graph.document.target;
   const circuits = compare === null ? [variant] : [variant, compare];
@@ -133,7 +130,7 @@ function Crops({ store }: { store: Store }) {
     }))
     .filter(({ tiles }) => tiles.top.length > 0);
   const offered = SAMPLES.filter(([sample]) => rows.some(({ tiles }) => tiles[sample].length > 0));
-  const [shown, words] = offered.find(([sample]) => sample === chosen.value) ?? SAMPLES[0];
+  const [shown, words] = offered.find(([sample]) => sample === store.sample.value) ?? SAMPLES[0];
   if (!rows.length) return null;
   return (
     <section part="crops">
@@ -148,7 +145,7 @@ function Crops({ store }: { store: Store }) {
                 title={`one part of each photograph ${where}`}
                 aria-pressed={sample === shown}
                 onClick={() => {
-                  chosen.value = sample;
+                  store.sample.value = sample;
                   store.whole.value = null;
                   store.say(`parts of images ${where}`);
                 }}

@@ -15,6 +15,8 @@ export interface Source {
   /** Tells the host what the reader sees now. `base` is the document's own view. `step` says whether Back leads to what
    *  was seen before, where the host has such a button. */
   write(view: View, base: View, selection: number[], step: boolean): void;
+  /** Keeps what the panel shows with what is written next, so that Back leads to it, and returns what was kept. */
+  panel?(shows?: string): string;
   /** Call back when the host has another view or another document; return a function that unsubscribes. */
   onView(changed: () => void): () => void;
   onDocument(changed: () => void): () => void;
@@ -68,6 +70,9 @@ export function pageSource(text: string): Source {
   const framed = window.parent !== window;
   const here = () => location.hash.replace(/^#/, "");
   let known = here(); // another one is of a step back, say, of which the diagram is about to hear
+  const panels: string[] = []; // the first is the present one; the history may have another diagram's, too
+  let [shown, wanted] = ["", ""];
+  const kept = () => (panels.includes(history.state) ? history.state : panels[0]);
   return {
     host: "page",
     document: () => text,
@@ -75,24 +80,33 @@ export function pageSource(text: string): Source {
     selection: () => [],
     write(view, base, _selection, step) {
       const hash = formatHash(view, base);
-      if (here() !== known || hash === known) return;
+      if (here() !== known || (hash === known && wanted === shown)) return;
       const url = hash === "" ? location.pathname + location.search : `#${hash}`;
       try {
-        if (step && !framed) history.pushState(null, "", url);
-        else history.replaceState(null, "", url);
+        history[(step || wanted !== shown) && !framed ? "pushState" : "replaceState"](wanted, "", url);
+        shown = wanted;
       } catch {
-        location.replace(`#${hash}`);
+        if (hash !== known) location.replace(`#${hash}`);
       }
       known = here();
     },
+    panel(shows) {
+      if (shows) {
+        wanted = shows;
+        panels.push(wanted);
+      }
+      shown ||= wanted;
+      return kept();
+    },
     onView(changed) {
       const listener = () => {
-        if (here() === known) return;
+        if (here() === known && kept() === shown) return;
         known = here();
+        shown = wanted = kept();
         changed();
       };
-      addEventListener("hashchange", listener);
-      return () => removeEventListener("hashchange", listener);
+      addEventListener("popstate", listener);
+      return () => removeEventListener("popstate", listener);
     },
     onDocument: () => () => {},
   };

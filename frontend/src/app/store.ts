@@ -50,6 +50,8 @@ export interface Store {
   whole: Signal<number | null>;
   /** Whether the panel is open where it is a sheet. */
   sheet: Signal<boolean>;
+  /** Which parts of images the panel shows. */
+  sample: Signal<string>;
   /** The node that the Tab key focuses. */
   current: Signal<number>;
   /** The roots on the way to the one that is drawn, for Esc. */
@@ -62,6 +64,8 @@ export interface Store {
   maps: Maps;
   /** Changes the view. Back undoes it, but not a `drag`, of which there are many in a row. */
   change(part: Partial<View>, message?: string, how?: "drag"): void;
+  /** Lets Back undo what was just changed in the panel. */
+  step(): void;
   say(message: string): void;
   labels: ReadonlySignal<Labels>;
   name(node: number): string;
@@ -132,6 +136,7 @@ export function createStore(source: Source): Store {
     shown: computed(() => hover.value ?? held.value),
     whole: signal(null),
     sheet: signal(false),
+    sample: signal(""),
     current: signal(graph.document.target),
     trail: signal(view.value.root === null ? [null] : [null, view.value.root]),
     message: signal(""),
@@ -164,6 +169,11 @@ export function createStore(source: Source): Store {
       if (message !== undefined) store.say(message);
       if (how !== "drag") flush(); // Back undoes it from now on
     },
+    step() {
+      flush();
+      step = true;
+      write();
+    },
     say(message) {
       store.message.value = message;
     },
@@ -191,10 +201,15 @@ export function createStore(source: Source): Store {
   };
   drawIsolated();
 
+  const panel = () => JSON.stringify([held.value, store.whole.value, store.sheet.value, store.sample.value]);
+  const closed = panel();
+  source.panel?.(closed);
+
   // What was changed but not yet written, as drags are for a while, and whether by more than a drag.
   let [timer, step, written] = [0, false, view.value];
   const write = () => {
     clearTimeout(timer);
+    if (step) source.panel?.(panel());
     source.write(view.value, base, selection.value, step);
     [step, written] = [false, view.value];
   };
@@ -228,7 +243,8 @@ export function createStore(source: Source): Store {
       const { isolate, notes } = view.value;
       const other = source.host === "page" && JSON.stringify(notes) !== JSON.stringify(before.notes);
       store.notice.value = leftOut(next.left) || (other ? "Labels and notes are those of this address now." : "");
-      if (isolate !== before.isolate) held.value = isolate === null ? null : { nodes: [isolate], edges: [] };
+      [held.value, store.whole.value, store.sheet.value, store.sample.value] = JSON.parse(source.panel?.() ?? closed);
+      if (isolate !== null) held.value ??= { nodes: [isolate], edges: [] };
       selection.value = known(graph, source.selection());
     }),
   ];

@@ -101,7 +101,7 @@ textarea {
 
 .pop { position: relative; display: inline-block; }
 .panel {
-  position: absolute; z-index: 5; top: calc(100% + 6px); left: 0; min-width: 230px; max-width: min(420px, 90vw);
+  position: absolute; z-index: 7; top: calc(100% + 6px); left: 0; min-width: 230px; max-width: min(420px, 90vw);
   max-height: 70vh; overflow: auto; padding: 10px; background: var(--raised); border-radius: 10px;
   box-shadow: var(--shadow);
 }
@@ -120,13 +120,17 @@ textarea {
 .panel.about dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; padding: 4px 8px; }
 dt { color: var(--soft); }
 .panel.about dd { overflow-wrap: anywhere; }
-.thumbs { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 6px; width: 380px; max-width: 100%; }
+.thumbs {
+  display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 6px; align-items: start; width: 380px;
+  max-width: 100%;
+}
 .thumbs button { padding: 3px; min-height: 0; border-radius: 8px; }
 .thumbs img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; }
 .thumbs span {
-  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; overflow-wrap: anywhere;
-  font-size: 11px; color: var(--ink);
+  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden; overflow-wrap: anywhere;
+  color: var(--ink);
 }
+.thumbs :is(span, small) { font-size: 11px; line-height: 1.3; }
 .thumbs button[aria-pressed="true"] { box-shadow: 0 0 0 2px var(--ink); }
 .results { width: 260px; }
 .results li { padding: 5px 8px; border-radius: 6px; cursor: pointer; min-height: 28px; }
@@ -158,7 +162,7 @@ dt { color: var(--soft); }
 [part="whole"] button { padding: 2px 8px 2px 0; }
 .crops + h2 { margin-top: 8px; }
 .details .pictures { display: flex; gap: 8px; margin-top: 8px; flex-wrap: wrap; }
-.details figure { margin: 0; width: min-content; min-width: 72px; }
+.details figure { margin: 0; width: min-content; min-width: 72px; overflow-wrap: anywhere; }
 .details .rows figure { display: grid; grid: auto / auto 1fr; gap: 8px; align-items: end; width: 100%; }
 .details figure.wide { width: 100%; }
 .details svg { display: block; border-radius: 2px; }

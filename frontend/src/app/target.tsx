@@ -5,6 +5,7 @@ import { heat } from "../core/color.js";
 import { decimal, significant } from "../core/format.js";
 import { circuitName } from "../core/names.js";
 import { plain } from "../core/text.js";
+import { brief } from "./brief.js";
 import type { OnImage } from "./pictures.js";
 import type { Store } from "./store.js";
 import { MapPicture } from "./ui.js";
@@ -18,16 +19,12 @@ export function TargetOnImage({ store }: { store: Store }) {
   const images = graph.document.images;
   const found = image === null ? null : onImage(store, image);
   if (image === null || !images || !found) return null;
-  const name = plain(images.names[image]!);
-  const title = `Its map on ${name}`;
+  const title = `Its map on ${brief(images.names, images.names[image]!).join(", ")}`;
   return (
     <section part="target" aria-label={title}>
-      <h2>{title}</h2>
+      <h2 title={plain(images.names[image]!)}>{title}</h2>
       <div class="pictures">
-        <figure>
-          <img class="whole" src={store.pictures.thumbnail(image)} alt="" height={MAP} />
-          <figcaption>{name}</figcaption>
-        </figure>
+        <img src={store.pictures.thumbnail(image)} alt="" height={MAP} />
         <TargetMaps store={store} found={found} size={MAP} />
       </div>
       <TargetFigures store={store} found={found} />

@@ -12,6 +12,7 @@ import { plain } from "../core/text.js";
 import { LONGEST_NAME, NodeKind, PATHS, SHARES, type Span, type View } from "../core/types.js";
 import { imagesOf } from "../core/view.js";
 import { clear, collapse, group, open, renameGroup, stepBack, ungroup } from "./actions.js";
+import { brief } from "./brief.js";
 import { download, exportPng, exportSvg, openView, saved, savedPage, saveView } from "./exports.js";
 import type { Store } from "./store.js";
 import { spokenTarget } from "./target.js";
@@ -79,7 +80,10 @@ export function Toolbar({ store }: { store: Store }) {
           </>
         )}
         {images && (
-          <Pop label={now.image === null ? "image" : `image: ${plain(images.names[now.image]!)}`} name="image">
+          <Pop
+            label={now.image === null ? "image" : `image: ${brief(images.names, images.names[now.image]!)[0]}`}
+            name="image"
+          >
             {(close) => (
               <div class="thumbs">
                 {imagesOf(graph, now).map((i) => {
@@ -88,9 +92,11 @@ export function Toolbar({ store }: { store: Store }) {
                     now.compare === null || of === undefined
                       ? images.names[i]!
                       : `${images.names[i]!} (${circuitName(graph, of, now)})`;
+                  const [file, ...said] = brief(images.names, name);
                   return (
                     <button
                       type="button"
+                      title={plain(name)}
                       aria-pressed={now.image === i}
                       data-image={i}
                       onClick={() => {
@@ -104,7 +110,8 @@ export function Toolbar({ store }: { store: Store }) {
                       }}
                     >
                       <img src={store.pictures.thumbnail(i)} alt="" />
-                      <span>{plain(name)}</span>
+                      <span>{file}</span>
+                      <small>{said.join(", ")}</small>
                     </button>
                   );
                 })}

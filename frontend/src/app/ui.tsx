@@ -6,6 +6,7 @@ import { type Graph, kernel } from "../core/decode.js";
 import { significant } from "../core/format.js";
 import { plain } from "../core/text.js";
 import type { Cut, Whole } from "../core/types.js";
+import { brief } from "./brief.js";
 import type { PositionMap } from "./pictures.js";
 import type { Store } from "./store.js";
 
@@ -87,7 +88,7 @@ export function WholeImage({ store }: { store: Store }) {
   const name = plain(cut.whole.name);
   return (
     <section part="whole">
-      <h2>{name}</h2>
+      <h2 title={name}>{brief([], cut.whole.name).join(", ")}</h2>
       <svg
         width={across * scale}
         height={down * scale}

@@ -2,7 +2,7 @@
 
 import { type Caption, filtersText, isMeasured, isWhole } from "./caption.js";
 import type { Graph } from "./decode.js";
-import { count, decimal, percent, plural } from "./format.js";
+import { decimal, percent, plural } from "./format.js";
 import { circuitName, nodeName } from "./names.js";
 import { plain, shorten } from "./text.js";
 import type { Fidelity, Rival, Variant, View } from "./types.js";
