@@ -939,7 +939,7 @@ def test_a_view_is_saved_to_a_file_and_opened_again(show, tmp_path):
     def opened(path):
         page.locator("[part=export]").click()
         with page.expect_file_chooser() as chosen:
-            page.locator("[part=open-view]").click()
+            page.locator("[data-export=open]").click()
         chosen.value.set_files(path)
 
     page.locator(f"[data-node='{node}'] .frame").click()
@@ -1153,7 +1153,7 @@ def test_texts_are_text_in_the_page_in_its_address_and_in_its_files(show, tmp_pa
     page = show(DOCUMENTS["plain"]())
     page.locator("[part=export]").click()
     with page.expect_file_chooser() as chosen:
-        page.locator("[part=open-view]").click()
+        page.locator("[data-export=open]").click()
     chosen.value.set_files(tmp_path / "view.json")
     page.locator(f"svg[data-isolated='{node}']").wait_for()
     expect(page.locator("[part=notice]")).to_have_count(0)

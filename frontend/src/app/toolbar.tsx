@@ -293,99 +293,40 @@ function Suggestions({ store }: { store: Store }) {
   );
 }
 
+const EXPORTS: [name: string, label: string, write: (store: Store) => unknown][] = [
+  ["svg", "SVG", (store) => exportSvg(store, "screen")],
+  ["svg-180", "SVG for papers, 180 mm", (store) => exportSvg(store, "180mm")],
+  ["svg-88", "SVG for papers, 88 mm", (store) => exportSvg(store, "88mm")],
+  ["png", "PNG, double size", exportPng],
+  ["json", "JSON, with this view", (store) => download(store, saved(store), "json", "application/json")],
+  ["html", "this page, with this view", (store) => download(store, savedPage(store), "html", "text/html")],
+  ["view", "save this view", saveView],
+  ["open", "open a view", openView],
+];
+
 /** What concerns the whole page: finding, files, about, colors. */
 export function PageMenus({ store }: { store: Store }) {
   return (
     <div class="menus">
       <Search store={store} />
       <Pop label="export" name="export" right>
-        {(close) => (
-          <>
-            <button
-              type="button"
-              data-export="svg"
-              onClick={() => {
-                void exportSvg(store, "screen");
-                close();
-              }}
-            >
-              SVG
-            </button>
-            <button
-              type="button"
-              data-export="svg-180"
-              onClick={() => {
-                void exportSvg(store, "180mm");
-                close();
-              }}
-            >
-              SVG for papers, 180 mm
-            </button>
-            <button
-              type="button"
-              data-export="svg-88"
-              onClick={() => {
-                void exportSvg(store, "88mm");
-                close();
-              }}
-            >
-              SVG for papers, 88 mm
-            </button>
-            <button
-              type="button"
-              data-export="png"
-              onClick={() => {
-                void exportPng(store);
-                close();
-              }}
-            >
-              PNG, double size
-            </button>
-            <button
-              type="button"
-              data-export="json"
-              onClick={() => {
-                download(store, saved(store), "json", "application/json");
-                close();
-              }}
-            >
-              JSON, with this view
-            </button>
-            {store.source.host === "page" && (
-              <button
-                type="button"
-                data-export="html"
-                onClick={() => {
-                  download(store, savedPage(store), "html", "text/html");
-                  close();
-                }}
-              >
-                this page, with this view
-              </button>
-            )}
-            <hr />
-            <button
-              type="button"
-              data-export="view"
-              onClick={() => {
-                saveView(store);
-                close();
-              }}
-            >
-              save this view
-            </button>
-            <button
-              type="button"
-              part="open-view"
-              onClick={() => {
-                openView(store);
-                close();
-              }}
-            >
-              open a view
-            </button>
-          </>
-        )}
+        {(close) =>
+          EXPORTS.map(
+            ([name, label, write]) =>
+              (name !== "html" || store.source.host === "page") && (
+                <button
+                  type="button"
+                  data-export={name}
+                  onClick={() => {
+                    void write(store);
+                    close();
+                  }}
+                >
+                  {label}
+                </button>
+              ),
+          )
+        }
       </Pop>
       <About store={store} />
       <button
