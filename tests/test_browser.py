@@ -1095,7 +1095,7 @@ def test_groups_of_similar_filters_are_suggested_and_accepted_by_a_click(show):
     assert page.locator("[data-group]").count() == 0
     page.locator(f"[data-suggested='{first},{second}']").click()
     expect(page.locator("[data-group]")).to_have_count(1)
-    expect(panel).to_contain_text("No drawn filters")
+    expect(panel).to_contain_text("There are no groups")
 
 
 def test_labels_and_notes_are_shown_found_saved_and_undone(show, tmp_path):

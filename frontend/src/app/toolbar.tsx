@@ -264,10 +264,9 @@ function Suggestions({ store }: { store: Store }) {
   return (
     <>
       <p>
-        {found.length ? "Only suggestions: drawn" : "No drawn"} filters of one layer{" "}
-        {found.length ? "whose incoming kernels are" : "have incoming kernels that are"} alike, by a cosine of{" "}
-        {decimal(SIMILAR, 1)} or more over two or more shared inputs, also if turned or mirrored. About one pair in nine
-        is so by chance. Whether such filters do the same is for you to judge.
+        {found.length ? "Suggested" : "There are no"} groups of drawn filters of one layer whose incoming kernels are
+        alike, also if turned or mirrored: their cosine is at least {decimal(SIMILAR, 1)}, over two or more shared
+        inputs. One pair in nine is so by chance; you judge whether such filters do the same.
       </p>
       {found.map(({ nodes, similarity, turned }) => (
         <div class="row" onPointerEnter={() => show(nodes)} onPointerLeave={() => show(null)}>

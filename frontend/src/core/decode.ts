@@ -194,16 +194,18 @@ function check(graph: Graph): void {
   const fail = (sentence: string): never => {
     throw new DocumentError(sentence);
   };
+  /** Checks that a node or an edge is `at` one of so many things, or has none, which is -1. */
+  const has = (what: string, at: number, count: number) => {
+    if (at < -1 || at >= count) fail(`${what} ${at} of ${count}.`);
+  };
   if (!inside(document.target, nodeCount))
     fail(`The target is node ${document.target}, but there are only ${nodeCount} nodes.`);
   if (!document.variants.length) fail("The document has no variant, so there is no circuit to draw.");
   for (let node = 0; node < nodeCount; node++) {
     if ((kind[node] === NodeKind.image) !== (column[node] === -1))
       fail(`Node ${node}: the image's channels, and they alone, are in column -1.`);
-    if (column[node]! < -1 || column[node]! >= document.columns.length)
-      fail(`Node ${node} is in column ${column[node]} of ${document.columns.length}.`);
-    if (layer[node]! < -1 || layer[node]! >= document.layers.length)
-      fail(`Node ${node} is of layer ${layer[node]} of ${document.layers.length}.`);
+    has(`Node ${node} is in column`, column[node]!, document.columns.length);
+    has(`Node ${node} is of layer`, layer[node]!, document.layers.length);
   }
   for (let edge = 0; edge < graph.edgeCount; edge++) {
     const [from, to] = [graph.source[edge]!, graph.target[edge]!];
@@ -214,8 +216,7 @@ function check(graph: Graph): void {
       fail(`Edge ${edge}: an inner kernel, and it alone, has its node as source and target.`);
     if (!inner && column[from]! >= column[to]!)
       fail(`Edge ${edge} does not go to the right: from column ${column[from]} to ${column[to]}.`);
-    if (graph.edgeLayer[edge]! >= document.layers.length)
-      fail(`Edge ${edge} is of layer ${graph.edgeLayer[edge]} of ${document.layers.length}.`);
+    has(`Edge ${edge} is of layer`, graph.edgeLayer[edge]!, document.layers.length);
     const start = graph.weightStart[edge]!;
     if (start >= 0) {
       const [height, width] = graph.edgeLayer[edge]! >= 0 ? document.layers[graph.edgeLayer[edge]!]!.kernel : [1, 1];
