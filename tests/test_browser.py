@@ -17,7 +17,7 @@ from playwright.sync_api import expect
 import convcircuits as cc
 import twofold
 from convcircuits.drawing import figure
-from convcircuits.drawing.data import Cut, Document, EdgeKind, NodeKind, Note, View, Whole
+from convcircuits.drawing.data import Cut, Document, EdgeKind, NodeKind, Note, TargetPicture, View, Whole
 from convcircuits.drawing.host import Diagram
 from convcircuits.drawing.page import plain_text
 from convcircuits.drawing.tiles import read_data_url
@@ -634,6 +634,26 @@ def test_numbers_and_maps_are_in_sight_beside_nine_crops(show):
     assert box_of(page.locator("[part=numbers] tbody tr").last)[3] <= 720
     page.evaluate("location.hash = 'image=0'")
     assert box_of(page.locator("[part=target] table"))[3] <= 720
+
+
+def test_the_panel_fits_its_window_with_nine_parts_and_the_feature_picture(show):
+    document = plain(measured=True)
+    (patches, *others), tile = document.pictures, int(document.pictures[0].tiles[document.target, 0])
+    label = "the image parts that drive a filter most, as large as it sees; chosen among 120 crops of 48 photographs"
+    own = (TargetPicture("optimized to drive it most in the full model", tile),)
+    tiles = np.repeat(patches.tiles[:, :1], 9, axis=1)
+    full = dataclasses.replace(patches, tiles=tiles, median=(0, 3, 5), label=label, target=own)
+    page = show(dataclasses.replace(document, pictures=[full, *others]), viewport={"width": 1280, "height": 720})
+    assert page.locator(".details").evaluate("each => each.scrollHeight <= each.clientHeight")
+    crops, picture = box_of(page.locator(".crops")), box_of(page.locator("[part=features]"))
+    assert crops[2] <= picture[0]
+    assert picture[3] <= box_of(page.locator("[part=numbers]"))[1]
+    said = page.locator("[part=crops] figcaption").first
+    expect(said).to_have_text("Chosen among 120 crops of 48 photographs.")
+    expect(said).to_have_attribute("title", label)
+    expect(page.locator("[part=caption]")).to_be_hidden()
+    page.get_by_text("In full").click()
+    expect(page.locator("[part=caption]")).to_be_visible()
 
 
 def test_of_a_deep_network_every_column_can_be_scrolled_to(show):
