@@ -730,6 +730,19 @@ def test_the_sheet_of_a_narrow_screen_does_not_cover_what_was_tapped(show):
         page.locator("[part=handle]").tap()
 
 
+def test_what_is_isolated_is_said_in_lines_on_a_narrow_screen(show):
+    document = DOCUMENTS["wide"]()
+    page = show(document, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    page.locator(f"[data-node='{document.target}'] .frame").tap()
+    around = page.locator("[part=state] .group")
+    for part in (around.locator("b"), *around.locator("button").all()):
+        assert part.evaluate("each => new Set(Array.from(each.getClientRects(), ({ top }) => top)).size") == 1
+        assert "\n" not in part.inner_text()
+    heights = [bottom - top for _, top, _, bottom in map(box_of, around.locator("button").all())]
+    assert heights == pytest.approx([40] * 4, abs=1)  # of one line, for a finger
+    expect(page.locator("[part=clear]")).to_have_text("clear")
+
+
 def test_menus_open_in_front_of_the_sheet_of_a_narrow_screen(show):
     page = show(DOCUMENTS["wide"](), viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
     page.locator("[part=handle]").tap()
@@ -1188,7 +1201,7 @@ HREF = re.compile(r'(?<=href=")data:image/[^"]*')
 def test_the_svg_of_a_page_is_the_svg_of_python(show, name, kind, width):
     """Sign by sign, but for how its pictures are written; these are the same to the eye."""
     document = DOCUMENTS[name]()
-    text, expected = saved(show(document), kind, document.meta.file).decode(), figure.svg(document, width=width)
+    text, expected = saved(show(document), kind, f"{document.meta.file}-{width}").decode(), figure.svg(document, width=width)
     assert HREF.sub("", text) == HREF.sub("", expected)
     pictures = list(zip(HREF.findall(text), HREF.findall(expected), strict=True))
     assert pictures

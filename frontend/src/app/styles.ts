@@ -143,7 +143,7 @@ dt { color: var(--soft); }
 }
 .state b { color: var(--ink); font-weight: 600; }
 .state .notice { flex-basis: 100%; color: var(--ink); font-weight: 600; overflow-wrap: anywhere; }
-.state .group { display: inline-flex; align-items: center; gap: 4px; margin-right: 14px; }
+.state .group { display: inline-flex; flex-wrap: wrap; align-items: center; gap: 4px; margin-right: 14px; }
 
 .side { display: flex; flex-direction: column; min-width: 0; min-height: 0; border-left: 1px solid var(--line); }
 .app[data-host="widget"] .side { max-height: 640px; }
