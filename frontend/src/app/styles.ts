@@ -126,11 +126,8 @@ dt { color: var(--soft); }
 }
 .thumbs button { padding: 3px; min-height: 0; border-radius: 8px; }
 .thumbs img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; }
-.thumbs span {
-  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden; overflow-wrap: anywhere;
-  color: var(--ink);
-}
-.thumbs :is(span, small) { font-size: 11px; line-height: 1.3; }
+.thumbs :is(span, small) { display: block; font-size: 11px; line-height: 1.3; overflow-wrap: anywhere; }
+.thumbs span { color: var(--ink); }
 .thumbs button[aria-pressed="true"] { box-shadow: 0 0 0 2px var(--ink); }
 .results { width: 260px; }
 .results li { padding: 5px 8px; border-radius: 6px; cursor: pointer; min-height: 28px; }
