@@ -17,7 +17,7 @@ from playwright.sync_api import expect
 import convcircuits as cc
 import twofold
 from convcircuits.drawing import figure
-from convcircuits.drawing.data import Cut, Document, EdgeKind, NodeKind, Note, View, Whole
+from convcircuits.drawing.data import Cut, Document, EdgeKind, NodeKind, Note, TargetPicture, View, Whole
 from convcircuits.drawing.host import Diagram
 from convcircuits.drawing.page import plain_text
 from convcircuits.drawing.tiles import read_data_url
@@ -636,6 +636,26 @@ def test_numbers_and_maps_are_in_sight_beside_nine_crops(show):
     assert box_of(page.locator("[part=target] table"))[3] <= 720
 
 
+def test_the_panel_fits_its_window_with_nine_parts_and_the_feature_picture(show):
+    document = plain(measured=True)
+    (patches, *others), tile = document.pictures, int(document.pictures[0].tiles[document.target, 0])
+    label = "the image parts that drive a filter most, as large as it sees; chosen among 120 crops of 48 photographs"
+    own = (TargetPicture("optimized to drive it most in the full model", tile),)
+    tiles = np.repeat(patches.tiles[:, :1], 9, axis=1)
+    full = dataclasses.replace(patches, tiles=tiles, median=(0, 3, 5), label=label, target=own)
+    page = show(dataclasses.replace(document, pictures=[full, *others]), viewport={"width": 1280, "height": 720})
+    assert page.locator(".details").evaluate("each => each.scrollHeight <= each.clientHeight")
+    crops, picture = box_of(page.locator(".crops")), box_of(page.locator("[part=features]"))
+    assert crops[2] <= picture[0]
+    assert picture[3] <= box_of(page.locator("[part=numbers]"))[1]
+    said = page.locator("[part=crops] figcaption").first
+    expect(said).to_have_text("Chosen among 120 crops of 48 photographs.")
+    expect(said).to_have_attribute("title", label)
+    expect(page.locator("[part=caption]")).to_be_hidden()
+    page.get_by_text("In full").click()
+    expect(page.locator("[part=caption]")).to_be_visible()
+
+
 def test_of_a_deep_network_every_column_can_be_scrolled_to(show):
     page = show(plain(widths=(2,) * 30 + (1,)), viewport={"width": 1280, "height": 720})
     stage, marks = page.locator(".stage"), page.locator(".headings text")
@@ -708,6 +728,19 @@ def test_the_sheet_of_a_narrow_screen_does_not_cover_what_was_tapped(show):
         assert box_of(node)[1] >= 0
         page.locator("[part=back]").tap()
         page.locator("[part=handle]").tap()
+
+
+def test_what_is_isolated_is_said_in_lines_on_a_narrow_screen(show):
+    document = DOCUMENTS["wide"]()
+    page = show(document, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    page.locator(f"[data-node='{document.target}'] .frame").tap()
+    around = page.locator("[part=state] .group")
+    for part in (around.locator("b"), *around.locator("button").all()):
+        assert part.evaluate("each => new Set(Array.from(each.getClientRects(), ({ top }) => top)).size") == 1
+        assert "\n" not in part.inner_text()
+    heights = [bottom - top for _, top, _, bottom in map(box_of, around.locator("button").all())]
+    assert heights == pytest.approx([40] * 4, abs=1)  # of one line, for a finger
+    expect(page.locator("[part=clear]")).to_have_text("clear")
 
 
 def test_menus_open_in_front_of_the_sheet_of_a_narrow_screen(show):
@@ -1168,7 +1201,7 @@ HREF = re.compile(r'(?<=href=")data:image/[^"]*')
 def test_the_svg_of_a_page_is_the_svg_of_python(show, name, kind, width):
     """Sign by sign, but for how its pictures are written; these are the same to the eye."""
     document = DOCUMENTS[name]()
-    text, expected = saved(show(document), kind, document.meta.file).decode(), figure.svg(document, width=width)
+    text, expected = saved(show(document), kind, f"{document.meta.file}-{width}").decode(), figure.svg(document, width=width)
     assert HREF.sub("", text) == HREF.sub("", expected)
     pictures = list(zip(HREF.findall(text), HREF.findall(expected), strict=True))
     assert pictures

@@ -883,7 +883,7 @@ test("pictures and images are those of the group of the circuit that is chosen",
 });
 
 test("files are named after model and feature, by no character that a name should not have", () => {
-  const name = (file: unknown) => fileName({ file } as Meta, "svg");
+  const name = (file: unknown) => fileName({ file } as Meta, ".svg");
   assert.equal(name("vgg16_hed-features.14-54"), "vgg16_hed-features.14-54.svg");
   assert.equal(name("../../a b\u202e/\0:c"), "a-b-c.svg");
   assert.deepEqual([name(""), name("..."), name(undefined)], ["circuit.svg", "circuit.svg", "circuit.svg"]);

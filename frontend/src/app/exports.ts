@@ -22,7 +22,8 @@ async function svgText(store: Store, preset: keyof typeof PRESETS): Promise<stri
 }
 
 export async function exportSvg(store: Store, preset: keyof typeof PRESETS): Promise<void> {
-  download(store, await svgText(store, preset), "svg", "image/svg+xml");
+  const width = preset === "screen" ? "" : `-${preset}`;
+  download(store, await svgText(store, preset), `${width}.svg`, "image/svg+xml");
 }
 
 /** The screen's SVG in pixels, at twice its size. */
@@ -36,11 +37,11 @@ export async function exportPng(store: Store): Promise<void> {
   canvas.height = 2 * image.naturalHeight;
   canvas.getContext("2d")!.drawImage(image, 0, 0, canvas.width, canvas.height);
   URL.revokeObjectURL(url);
-  canvas.toBlob((png) => png && download(store, png, "png", "image/png"));
+  canvas.toBlob((png) => png && download(store, png, ".png", "image/png"));
 }
 
 export function saveView(store: Store): void {
-  download(store, viewFile(store.graph, store.view.value), "view.json", "application/json");
+  download(store, viewFile(store.graph, store.view.value), ".view.json", "application/json");
 }
 
 /** Asks for a file and shows the view in it, or says why not. */
@@ -80,7 +81,7 @@ export function savedPage(store: Store): string {
 
 /** The name of an exported file, without characters that do not belong in file names. */
 export function fileName({ file }: Meta, ending: string): string {
-  return `${(file ?? "").replace(/[^\w.+-]+/g, "-").replace(/^[-.]+/, "") || "circuit"}.${ending}`;
+  return `${(file ?? "").replace(/[^\w.+-]+/g, "-").replace(/^[-.]+/, "") || "circuit"}${ending}`;
 }
 
 export function download(store: Store, content: string | Blob, ending: string, type: string): void {

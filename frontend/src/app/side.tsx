@@ -13,7 +13,7 @@ import type { Store } from "./store.js";
 import { TargetOnImage } from "./target.js";
 import { Picture, WholeImage } from "./ui.js";
 
-const CROP = 88; // px: three to a row, beside a scroll bar
+const CROP = 64; // px: three to a row, beside the target's own picture and a scroll bar
 const CROPS = 9;
 const SAMPLES = [
   ["top", "where it is highest"],
@@ -83,16 +83,15 @@ export function Side({ store }: { store: Store }) {
             <TargetOnImage store={store} />
             <Crops store={store} />
             {table && <Numbers store={store} table={table} />}
-            <Features store={store} />
           </>
         )}
-        <section class="full">
-          <h2>In full</h2>
-          <p class="caption" part="caption">
+        <details>
+          <summary>In full</summary>
+          <p part="caption">
             {mode !== "diagram" && "In the diagram: "}
             {scene.numbers.text}
           </p>
-        </section>
+        </details>
       </div>
     </section>
   );
@@ -131,7 +130,7 @@ function Crops({ store }: { store: Store }) {
     .filter(({ tiles }) => tiles.top.length > 0);
   const offered = SAMPLES.filter(([sample]) => rows.some(({ tiles }) => tiles[sample].length > 0));
   const [shown, words] = offered.find(([sample]) => sample === store.sample.value) ?? SAMPLES[0];
-  if (!rows.length) return null;
+  if (!rows.length) return <Features store={store} />;
   return (
     <section part="crops">
       {offered.length > 1 && (
@@ -156,7 +155,7 @@ function Crops({ store }: { store: Store }) {
           </span>
         </div>
       )}
-      {rows.map(({ set, name, tiles }) => (
+      {rows.map(({ set, name, tiles }, i) => (
         <>
           {offered.length < 2 && (
             <h2>
@@ -165,21 +164,28 @@ function Crops({ store }: { store: Store }) {
             </h2>
           )}
           {offered.length > 1 && rows.length > 1 && <h3>{name}</h3>}
-          <div class="crops" data-sample={shown}>
-            {tiles[shown].slice(0, rows.length > 1 ? 6 : CROPS).map((tile, i) => (
-              <Picture
-                store={store}
-                tile={tile}
-                size={CROP}
-                label={
-                  shown === "top"
-                    ? `${plain(graph.document.pictures[set]!.label)}: place ${i + 1}`
-                    : `a part of an image ${words}`
-                }
-              />
-            ))}
+          <div class="pictures">
+            <figure>
+              <div class="crops" data-sample={shown}>
+                {tiles[shown].slice(0, rows.length > 1 ? 6 : CROPS).map((tile, place) => (
+                  <Picture
+                    store={store}
+                    tile={tile}
+                    size={CROP}
+                    label={
+                      shown === "top"
+                        ? `${plain(graph.document.pictures[set]!.label)}: place ${place + 1}`
+                        : `a part of an image ${words}`
+                    }
+                  />
+                ))}
+              </div>
+              <figcaption title={plain(graph.document.pictures[set]!.label)}>
+                {sentence(graph.document.pictures[set]!.label.split("; ").pop()!)}
+              </figcaption>
+            </figure>
+            {!i && <Features store={store} />}
           </div>
-          <p class="soft">{sentence(graph.document.pictures[set]!.label)}</p>
         </>
       ))}
     </section>
@@ -192,7 +198,7 @@ function Features({ store: { graph, flow }, store }: { store: Store }) {
   const more = store.picture.value;
   if (flow.value.root !== graph.document.target || !(features.length || more)) return null;
   return (
-    <section class="pictures rows" part="features">
+    <section part="features">
       {features.map(({ label, tile }) => (
         <figure>
           <Picture store={store} tile={tile} size={CROP} label={plain(label)} />
@@ -220,10 +226,9 @@ function Numbers({ store, table: { columns, rows } }: { store: Store; table: R2T
   const on = store.graph.document.variants[store.view.value.variant]!.fidelity?.foundOn
     ? "the images that it was found on"
     : "unseen images";
-  const missing = rows.some(({ values }) => values.includes(null));
   return (
     <section part="numbers">
-      <h2>How much of it is kept{heldOut && `: R² on ${heldOut.count} ${on}`}</h2>
+      <h2>What is kept{heldOut && `: R² on ${heldOut.count} ${on}`}</h2>
       <table class="figures">
         <thead>
           <tr>
@@ -246,9 +251,7 @@ function Numbers({ store, table: { columns, rows } }: { store: Store; table: R2T
           ))}
         </tbody>
       </table>
-      <p class="soft">
-        1: the same as the full model; 0: no better than its mean.{missing && " \u2013: not measured, or not defined."}
-      </p>
+      <p class="soft">1: the same as the full model; 0: its mean.</p>
     </section>
   );
 }

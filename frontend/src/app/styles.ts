@@ -126,11 +126,8 @@ dt { color: var(--soft); }
 }
 .thumbs button { padding: 3px; min-height: 0; border-radius: 8px; }
 .thumbs img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; }
-.thumbs span {
-  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden; overflow-wrap: anywhere;
-  color: var(--ink);
-}
-.thumbs :is(span, small) { font-size: 11px; line-height: 1.3; }
+.thumbs :is(span, small) { display: block; font-size: 11px; line-height: 1.3; overflow-wrap: anywhere; }
+.thumbs span { color: var(--ink); }
 .thumbs button[aria-pressed="true"] { box-shadow: 0 0 0 2px var(--ink); }
 .results { width: 260px; }
 .results li { padding: 5px 8px; border-radius: 6px; cursor: pointer; min-height: 28px; }
@@ -143,16 +140,16 @@ dt { color: var(--soft); }
 }
 .state b { color: var(--ink); font-weight: 600; }
 .state .notice { flex-basis: 100%; color: var(--ink); font-weight: 600; overflow-wrap: anywhere; }
-.state .group { display: inline-flex; align-items: center; gap: 4px; margin-right: 14px; }
+.state .group { display: inline-flex; flex-wrap: wrap; align-items: center; gap: 4px; margin-right: 14px; }
 
 .side { display: flex; flex-direction: column; min-width: 0; min-height: 0; border-left: 1px solid var(--line); }
 .app[data-host="widget"] .side { max-height: 640px; }
 .handle { display: none; }
 .details { overflow-y: auto; overflow-x: hidden; padding: 12px 16px; font-size: 12.5px; outline-offset: -2px; }
-.details > section + section { margin-top: 14px; }
+.details > * + * { margin-top: 12px; }
 .details h2 { font-size: 12px; font-weight: 600; color: var(--soft); margin-bottom: 5px; overflow-wrap: anywhere; }
-.crops { display: grid; grid-template-columns: repeat(3, 88px); gap: 4px; }
-.heads { display: flex; align-items: center; gap: 8px; margin-bottom: 4px; }
+.crops { display: grid; grid-template-columns: repeat(3, 64px); gap: 4px; }
+.heads { display: flex; align-items: center; gap: 8px; }
 .details .heads h2 { margin: 0; }
 .heads button { padding: 0 7px; min-height: 24px; font-size: 12px; }
 .heads button[aria-pressed="true"] { box-shadow: inset 0 -2px 0 var(--ink); }
@@ -160,10 +157,8 @@ dt { color: var(--soft); }
 .crop[aria-pressed="true"] { outline: 2px solid var(--ink); outline-offset: 1px; }
 .hatch { stroke: var(--soft); fill: none; }
 [part="whole"] button { padding: 2px 8px 2px 0; }
-.crops + h2 { margin-top: 8px; }
-.details .pictures { display: flex; gap: 8px; margin-top: 8px; flex-wrap: wrap; }
-.details figure { margin: 0; width: min-content; min-width: 72px; overflow-wrap: anywhere; }
-.details .rows figure { display: grid; grid: auto / auto 1fr; gap: 8px; align-items: end; width: 100%; }
+.details .pictures { display: flex; gap: 8px; margin-top: 6px; flex-wrap: wrap; }
+.details figure { margin: 0; width: min-content; min-width: 64px; overflow-wrap: anywhere; }
 .details figure.wide { width: 100%; }
 .details svg { display: block; border-radius: 2px; }
 .soft { color: var(--soft); }
@@ -181,7 +176,7 @@ figcaption { color: var(--soft); font-size: 11px; margin-top: 3px; }
 .scale span[style*="100%"] { transform: translateX(-100%); }
 .figures { width: 100%; font-size: 12px; line-height: 1.3; }
 .figures th, .figures td {
-  position: static; box-shadow: none; background: none; height: auto; padding: 3px 0 3px 8px;
+  position: static; box-shadow: none; background: none; height: auto; padding: 2px 0 2px 8px;
   border-bottom: 1px solid var(--line); text-align: right; font-weight: 400;
 }
 .figures thead th { color: var(--soft); white-space: normal; vertical-align: bottom; max-width: 12ch; }
@@ -203,8 +198,8 @@ figcaption { color: var(--soft); font-size: 11px; margin-top: 3px; }
   position: absolute; right: 28px; bottom: 10px; display: flex; background: var(--ground); border-radius: 8px;
   box-shadow: 0 0 0 1px var(--line);
 }
-.full { border-top: 1px solid var(--line); padding-top: 10px; }
-.caption { color: var(--soft); font-size: 11.5px; line-height: 1.5; overflow-wrap: anywhere; }
+summary { cursor: pointer; }
+summary, [part="caption"] { color: var(--soft); font-size: 11.5px; overflow-wrap: anywhere; }
 .failure { margin: 48px auto; max-width: 64ch; padding: 0 28px; }
 .failure p { margin-top: 8px; color: var(--soft); }
 

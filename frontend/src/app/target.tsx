@@ -117,7 +117,7 @@ export function TargetFigures({ store, found }: { store: Store; found: OnImage }
           <th scope="col">{one ? "value" : "maximum"}</th>
           {!one && <th scope="col">mean</th>}
           {!one && <th scope="col">R²</th>}
-          {!one && inside && <th scope="col">R² in the frame</th>}
+          {!one && inside && <th scope="col">in the frame</th>}
         </tr>
       </thead>
       <tbody>
@@ -150,9 +150,7 @@ function explained({ graph }: Store, found: OnImage): string {
         ? " In the frame, no receptive field reaches the padding."
         : " Too few receptive fields lie inside the image, so the frame marks the middle.";
   const undefined_ = found.networks.slice(1).every(({ r2 }) => r2 === null);
-  const scale = undefined_
-    ? "R² is not defined if all of the full model's values are equal."
-    : "R² is 1 for the full model's own map, and 0 for a map that equals its mean everywhere.";
+  const scale = undefined_ ? "R² is not defined if all of the full model's values are equal." : "";
   return `${where}${frame}${averaged} ${scale}`;
 }
 

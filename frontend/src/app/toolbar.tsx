@@ -297,8 +297,8 @@ const EXPORTS: [name: string, label: string, write: (store: Store) => unknown][]
   ["svg-180", "SVG for papers, 180 mm", (store) => exportSvg(store, "180mm")],
   ["svg-88", "SVG for papers, 88 mm", (store) => exportSvg(store, "88mm")],
   ["png", "PNG, double size", exportPng],
-  ["json", "JSON, with this view", (store) => download(store, saved(store), "json", "application/json")],
-  ["html", "this page, with this view", (store) => download(store, savedPage(store), "html", "text/html")],
+  ["json", "JSON, with this view", (store) => download(store, saved(store), ".json", "application/json")],
+  ["html", "this page, with this view", (store) => download(store, savedPage(store), ".html", "text/html")],
   ["view", "save this view", saveView],
   ["open", "open a view", openView],
 ];
@@ -627,8 +627,8 @@ export function State({ store }: { store: Store }) {
               </>
             ),
           )}
-          <button type="button" onClick={() => stepBack(store)}>
-            back (Esc)
+          <button type="button" title="Esc" onClick={() => stepBack(store)}>
+            back
           </button>
         </nav>
       )}
@@ -636,8 +636,8 @@ export function State({ store }: { store: Store }) {
         <span class="group">
           the drawn flow through <b>{store.drawnName(isolate)}</b>
           <Shares store={store} />
-          <button type="button" part="clear" onClick={() => clear(store)}>
-            clear (Esc)
+          <button type="button" part="clear" title="Esc" onClick={() => clear(store)}>
+            clear
           </button>
         </span>
       )}
@@ -651,8 +651,8 @@ export function State({ store }: { store: Store }) {
           ) : (
             <span>(shift-click others in its column to group them)</span>
           )}
-          <button type="button" onClick={() => clear(store)}>
-            clear (Esc)
+          <button type="button" title="Esc" onClick={() => clear(store)}>
+            clear
           </button>
         </span>
       )}
