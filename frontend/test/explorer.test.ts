@@ -14,6 +14,7 @@ import {
   type Heard,
   type Job,
   listen,
+  otherNotes,
   query,
   type Report,
   sentence,
@@ -568,6 +569,22 @@ test("what a part is worth is said beside what was before", () => {
 
 test("a picture that is asked for before the model card is known is not kept by the browser for good", () => {
   assert.equal(api.thumb("0a", 96, [1, 2, 3, 4]), "/api/v1/thumb/0a?w=96&box=1,2,3,4"); // no "of="
+});
+
+test("labels of circuits and photographs are found among all notes", () => {
+  const note = { ...EMPTY, star: true };
+  assert.deepEqual(
+    otherNotes({
+      [`circuit ${ID}`]: note,
+      [`photo ${ID}`]: note,
+      [`filter a:1 of circuit ${ID}`]: note,
+      "unit a:1 of weights 01234567": note,
+    }),
+    [
+      { kind: "circuit", id: ID, note },
+      { kind: "photo", id: ID, note },
+    ],
+  );
 });
 
 /** An EventSource that does what the test says. */

@@ -125,6 +125,7 @@ tbody th { font-weight: 600; }
 .circuits a { text-decoration: none; }
 .circuits .beside-it { margin-left: 8px; color: var(--soft); text-decoration: underline; }
 .circuits a:hover { text-decoration: underline; }
+.circuits .label { overflow-wrap: anywhere; }
 main .circuits li { border-bottom: 1px solid var(--faint); }
 
 .grid { position: relative; }
