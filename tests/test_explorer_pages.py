@@ -488,8 +488,9 @@ def test_what_a_finger_chooses_is_in_sight(open_page, width):
     for crop in (page.locator(".examples .crop").last, page.locator(".examples .crop").first):
         crop.tap()
         in_sight(page.locator("figure.map canvas"))
-        in_sight(page.get_by_role("link", name="its page"))
+        in_sight(page.get_by_role("link", name="all units on this photograph"))
         in_sight(crop)
+        expect(page.locator(".sheet .frame")).to_be_visible()
     accessible(page)
     page.get_by_role("button", name="close").tap()
     expect(page.locator("figure.map")).to_have_count(0)

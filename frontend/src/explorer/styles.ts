@@ -340,5 +340,8 @@ ${MAPS}
 @media (pointer: coarse) {
   button, select, input { min-height: 40px; }
   .layers li > * { padding-block: 9px; }
+  :is(.circuits, .tools, .beside, .all-layers) a, .line > a, .side p > a { display: inline-block; padding-block: 10px; }
+  .circuits li { padding-block: 0; }
+  .chip { padding-block: 10px; margin-block: 3px; }
 }
 `;
