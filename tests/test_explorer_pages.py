@@ -497,8 +497,9 @@ def test_what_a_finger_chooses_is_in_sight(open_page, width):
     for crop in (page.locator(".examples .crop").last, page.locator(".examples .crop").first):
         crop.tap()
         in_sight(page.locator("figure.map canvas"))
-        in_sight(page.get_by_role("link", name="its page"))
+        in_sight(page.get_by_role("link", name="all units on this photograph"))
         in_sight(crop)
+        expect(page.locator(".sheet .frame")).to_be_visible()
     accessible(page)
     page.get_by_role("button", name="close").tap()
     expect(page.locator("figure.map")).to_have_count(0)
@@ -764,6 +765,29 @@ def test_a_file_that_the_command_wrote_appears_when_the_window_is_looked_at(open
     file.unlink()
     page.evaluate("dispatchEvent(new Event('focus'))")
     expect(page.get_by_role("link", name=file.name)).to_have_count(0)
+
+
+def test_what_is_labeled_is_found_again(open_page, folder):
+    page = open_page()
+    expect(page.get_by_text("Complete: 10 photographs.")).to_be_visible()
+    images = torch.rand(4, 3, 20, 20)
+    circuit = cc.find(
+        importlib.import_module("paged_net").net(), cc.Feature("2", 11), images, density=0.3, criterion="magnitude"
+    )
+    cc.save(circuit, folder / "project/circuits/labeled.safetensors")
+    page.evaluate("dispatchEvent(new Event('focus'))")
+    expect(page.locator(".circuits").first).to_contain_text("2 unit 11")
+    known = page.evaluate("fetch('/api/v1/circuits').then(r => r.json())")
+    (id,) = (one["id"] for one in known if one["unit"] == 11)
+    photo = page.evaluate("fetch('/api/v1/photos').then(r => r.json()).then(said => said.photographs[2])")
+    page.evaluate(NOTED, [f"circuits/{id}", "a fine one"])
+    page.evaluate(NOTED, [f"photos/{photo['id']}", "a strange one"])
+    expect(page.locator(".circuits").first.locator("li").filter(has_text="unit 11")).to_contain_text("“a fine one”")
+    labels = page.locator("section").filter(has=page.get_by_role("heading", name="Labels"))
+    expect(labels.locator("li").filter(has_text="a fine one")).to_contain_text("2 unit 11")
+    labels.locator("li").filter(has_text="a strange one").get_by_role("link").click()
+    expect(page).to_have_url(re.compile(f"/i/{photo['id']}$"))
+    (folder / "project/circuits/labeled.safetensors").unlink()
 
 
 def test_two_tabs_do_not_overwrite_each_others_notes(open_page):

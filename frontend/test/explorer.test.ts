@@ -14,6 +14,7 @@ import {
   type Heard,
   type Job,
   listen,
+  otherNotes,
   query,
   type Report,
   sentence,
@@ -57,6 +58,7 @@ import {
   roughly,
   sameHeldOut,
   seconds,
+  splitText,
   topText,
   usedFor,
   verdictText,
@@ -577,6 +579,37 @@ test("what a part is worth is said beside what was before", () => {
 
 test("a picture that is asked for before the model card is known is not kept by the browser for good", () => {
   assert.equal(api.thumb("0a", 96, [1, 2, 3, 4]), "/api/v1/thumb/0a?w=96&box=1,2,3,4"); // no "of="
+});
+
+test("of too few photographs it is not said that there is one mechanism", () => {
+  const none = "No more than one mechanism of 2:0 was found on these images.";
+  for (const [why, told] of [
+    ["6 photographs are too few to tell whether they fall into groups (at least 20).", false],
+    ["Two groups (p = 0.01) are too small for a cross-test: one has 1 training images.", false],
+    ["They do not fall into two groups (dip test, p = 0.4).", true],
+  ] as const)
+    assert.deepEqual(splitText(`${none} ${why}`), [
+      told ? none : "It cannot be told whether it is several things.",
+      why,
+    ]);
+  const two = "On these images the network computes 2:0 by 2 mechanisms.";
+  assert.deepEqual(splitText(`${two} They do.`), [two, "They do."]);
+});
+
+test("labels of circuits and photographs are found among all notes", () => {
+  const note = { ...EMPTY, star: true };
+  assert.deepEqual(
+    otherNotes({
+      [`circuit ${ID}`]: note,
+      [`photo ${ID}`]: note,
+      [`filter a:1 of circuit ${ID}`]: note,
+      "unit a:1 of weights 01234567": note,
+    }),
+    [
+      { kind: "circuit", id: ID, note },
+      { kind: "photo", id: ID, note },
+    ],
+  );
 });
 
 /** An EventSource that does what the test says. */

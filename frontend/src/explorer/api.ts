@@ -705,6 +705,14 @@ export function unitNotes(notes: Record<string, Note>, weights: string): { layer
   });
 }
 
+/** What else is noted among all notes: circuits and photographs, by their ids. */
+export function otherNotes(notes: Record<string, Note>): { kind: "circuit" | "photo"; id: string; note: Note }[] {
+  return Object.entries(notes).flatMap(([of, note]) => {
+    const [, kind, id] = /^(circuit|photo) ([0-9a-f]{16})$/.exec(of) ?? [];
+    return kind && id ? [{ kind: kind as "circuit" | "photo", id, note }] : [];
+  });
+}
+
 /** The key of a note on a filter in a circuit's diagram, among all notes. */
 export function filterKey(of: { circuit: string; layer: string; filter: number }): string {
   return `filter ${of.layer}:${of.filter} of circuit ${of.circuit}`;

@@ -9,7 +9,19 @@ import { ContrastSection } from "./contrast.js";
 import { DensityCurve } from "./curve.js";
 import { Drawing, pictured } from "./drawing.js";
 import { FeatureSection } from "./like.js";
-import { canWrite, circuits, jobs, layers, message, model, submit, useLoaded, useUnit, version } from "./live.js";
+import {
+  canWrite,
+  circuits,
+  jobs,
+  layers,
+  message,
+  model,
+  notes,
+  submit,
+  useLoaded,
+  useUnit,
+  version,
+} from "./live.js";
 import { Notes } from "./note.js";
 import { type CircuitPlace, circuitPlace, photoPlace, unitPlace } from "./route.js";
 import {
@@ -27,7 +39,7 @@ import {
   verdictText,
 } from "./text.js";
 import { circuitOf } from "./there.js";
-import { Fact, Picture, Problem, To, Verdict } from "./ui.js";
+import { Fact, Label, Picture, Problem, To, Verdict } from "./ui.js";
 import { AsModule, InTheModel, Share } from "./uses.js";
 import { jobOf, Work } from "./work.js";
 
@@ -371,7 +383,9 @@ function Others({ circuit }: { circuit: Circuit }) {
       <ul class="circuits">
         {others.map((other) => (
           <li key={other.id}>
-            <To place={circuitPlace(other.id)}>{plain(circuitShort(other))}</To> <Verdict circuit={other} />
+            <To place={circuitPlace(other.id)}>{plain(circuitShort(other))}</To>{" "}
+            <Label note={notes.value[`circuit ${other.id}`]} />
+            <Verdict circuit={other} />
             <To
               place={{ page: "compare", a: circuit.id, b: other.id }}
               class="beside-it"

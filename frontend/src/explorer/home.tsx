@@ -2,10 +2,11 @@
 
 import { count, plural } from "../core/format.js";
 import { plain } from "../core/text.js";
-import { unitNotes } from "./api.js";
-import { canWrite, circuits, indexing, layers, message, model, notes, submit } from "./live.js";
-import { layerPlace, unitPlace } from "./route.js";
-import { bytes, layerName, recent } from "./text.js";
+import { api, type Note, otherNotes, unitNotes } from "./api.js";
+import { canWrite, circuits, indexing, layers, message, model, notes, submit, useLoaded } from "./live.js";
+import { circuitPlace, layerPlace, photoPlace, unitPlace } from "./route.js";
+import { bytes, circuitShort, featureOf, layerName, photoName, recent } from "./text.js";
+import { ofPhotos } from "./there.js";
 import { Circuits, Fact, Progress, To } from "./ui.js";
 
 const LATEST = 12;
@@ -14,6 +15,7 @@ export function Home() {
   const card = model.value!;
   const indexed = layers.value.filter((layer) => layer.indexed);
   const labeled = unitNotes(notes.value, card.weights);
+  const others = otherNotes(notes.value);
   const ready = indexed.filter((layer) => layer.images > 0);
   return (
     <>
@@ -45,7 +47,7 @@ export function Home() {
             </>
           )}
         </section>
-        {labeled.length > 0 && (
+        {labeled.length + others.length > 0 && (
           <section>
             <h2>Labels</h2>
             <ul class="circuits">
@@ -62,8 +64,12 @@ export function Home() {
                       unit {unit}
                     </b>
                   </To>{" "}
-                  {note.star && "★ "}
-                  {plain(note.label)} <span class="soft">{plain(note.text)}</span>
+                  <Said note={note} />
+                </li>
+              ))}
+              {others.map(({ kind, id, note }) => (
+                <li key={id}>
+                  {kind === "circuit" ? <OfCircuit id={id} /> : <OfPhoto id={id} />} <Said note={note} />
                 </li>
               ))}
             </ul>
@@ -139,6 +145,42 @@ export function Home() {
         )}
       </aside>
     </>
+  );
+}
+
+function Said({ note }: { note: Note }) {
+  return (
+    <>
+      {note.star && "★ "}
+      {plain(note.label)} <span class="soft">{plain(note.text)}</span>
+    </>
+  );
+}
+
+function OfCircuit({ id }: { id: string }) {
+  const circuit = circuits.value?.find((each) => each.id === id);
+  if (!circuit)
+    return (
+      <b>
+        circuit {id.slice(0, 6)}
+        {circuits.value && ", which is not in the project"}
+      </b>
+    );
+  return (
+    <To place={circuitPlace(id)}>
+      <b>{plain(circuit.problem ? circuit.file : `${featureOf(circuit, layers.value)} ${circuitShort(circuit)}`)}</b>
+    </To>
+  );
+}
+
+/** A photograph by its name, if it is among these. */
+function OfPhoto({ id }: { id: string }) {
+  const { value: photo, error } = useLoaded(id, 0, (signal) => ofPhotos([id], () => api.photo(id, signal)));
+  if (error) return <b>photograph {id.slice(0, 6)}, which is not here</b>;
+  return (
+    <To place={photoPlace(id)}>
+      <b>photograph {photo ? photoName(plain(photo.name)) : id.slice(0, 6)}</b>
+    </To>
   );
 }
 

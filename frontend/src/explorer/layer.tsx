@@ -214,7 +214,7 @@ function Units({ place, total }: { place: LayerPlace; total: number }) {
           </select>
         </label>
         {sort !== "unit" && (
-          <button type="button" aria-pressed={lowest} onClick={() => sorted({ lowest: !lowest })}>
+          <button type="button" class="second-button" aria-pressed={lowest} onClick={() => sorted({ lowest: !lowest })}>
             lowest first
           </button>
         )}

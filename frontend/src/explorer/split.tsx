@@ -7,7 +7,7 @@ import { api, type JobRequest, type Split, type SplitGroup, type SplitPhoto, typ
 import { canWrite, circuits, jobs, useLoaded } from "./live.js";
 import { go } from "./navigation.js";
 import { circuitPlace, type Place, photoPlace } from "./route.js";
-import { circuitShort, photoName, r2Text, sentence, value } from "./text.js";
+import { circuitShort, photoName, r2Text, sentence, splitText, value } from "./text.js";
 import { Picture, Problem, Progress, To } from "./ui.js";
 import { Work } from "./work.js";
 
@@ -68,15 +68,15 @@ export function SplitSection({ place, unit }: { place: Extract<Place, { page: "u
 function Shown({ id }: { id: string }) {
   const { value: split, error } = useLoaded(id, 0, (signal) => api.split(id, signal));
   if (!split) return error ? <Problem text={error} /> : <p class="soft">Loading …</p>;
-  const [, verdict = split.verdict, why = ""] = /^(.+?\.) (.+)$/.exec(sentence(split.verdict)) ?? [];
+  const [verdict, why] = splitText(split.verdict);
   const out = split.photographs[""]?.length ?? 0;
   return (
     <>
       <p class="lead" part="split-verdict">
         <b>{verdict}</b> {why}{" "}
         <span class="soft">
-          Of {plural(split.images, "photograph")}
-          {out > 0 && `, ${out} of which do not drive it`}.
+          {plural(split.images, "photograph")} {split.images === 1 ? "was" : "were"} looked at
+          {out > 0 && `, of which ${out} ${out === 1 ? "does" : "do"} not drive it`}.
         </span>
       </p>
       {split.groups.map((group) => (

@@ -125,6 +125,7 @@ tbody th { font-weight: 600; }
 .circuits a { text-decoration: none; }
 .circuits .beside-it { margin-left: 8px; color: var(--soft); text-decoration: underline; }
 .circuits a:hover { text-decoration: underline; }
+.circuits .label { overflow-wrap: anywhere; }
 main .circuits li { border-bottom: 1px solid var(--faint); }
 
 .grid { position: relative; }
@@ -339,5 +340,8 @@ ${MAPS}
 @media (pointer: coarse) {
   button, select, input { min-height: 40px; }
   .layers li > * { padding-block: 9px; }
+  :is(.circuits, .tools, .beside, .all-layers) a, .line > a, .side p > a { display: inline-block; padding-block: 10px; }
+  .circuits li { padding-block: 0; }
+  .chip { padding-block: 10px; margin-block: 3px; }
 }
 `;

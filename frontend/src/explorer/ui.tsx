@@ -5,8 +5,8 @@ import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { heat } from "../core/color.js";
 import { plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
-import { api, type Box, type CircuitCard, CRITERIA, type Example, type Job, type UnitMap } from "./api.js";
-import { cancel, canWrite, circuits, jobs, layers, model } from "./live.js";
+import { api, type Box, type CircuitCard, CRITERIA, type Example, type Job, type Note, type UnitMap } from "./api.js";
+import { cancel, canWrite, circuits, jobs, layers, model, notes } from "./live.js";
 import { circuitPlace, formatRoute, type Place } from "./route.js";
 import {
   around,
@@ -292,10 +292,26 @@ export function Circuits({ of, named }: { of: readonly CircuitCard[]; named?: bo
             {named && !circuit.problem && <b>{plain(featureOf(circuit, layers.value))} </b>}
             {plain(circuit.problem ? circuit.file : circuitShort(circuit))}
           </To>{" "}
+          <Label note={notes.value[`circuit ${circuit.id}`]} />
           <Verdict circuit={circuit} />
         </li>
       ))}
     </ul>
+  );
+}
+
+/** A star and a label, if there are any. */
+export function Label({ note }: { note: Note | undefined }) {
+  if (!note?.star && !note?.label) return null;
+  return (
+    <b class="label">
+      {note.star && (
+        <span role="img" aria-label="starred">
+          ★
+        </span>
+      )}
+      {note.label && `“${plain(note.label)}”`}{" "}
+    </b>
   );
 }
 

@@ -3,7 +3,7 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { count, percent, plural, significant } from "../core/format.js";
 import { plain } from "../core/text.js";
-import { api, CRITERIA, type Example, type Examples, SECTIONS, type Unit } from "./api.js";
+import { api, type Box, CRITERIA, type Example, type Examples, SECTIONS, type Unit } from "./api.js";
 import { findJob, positioned, SIZES, type Size } from "./ask.js";
 import { FeatureSection, NeighbourSection, TrajectorySection } from "./like.js";
 import {
@@ -106,7 +106,13 @@ export function UnitPage({ place }: { place: UnitPlace }) {
         {unit && <TrajectorySection unit={unit} />}
       </main>
       <aside class="side" aria-label="the unit">
-        {place.photo !== null && unit && <OnPhoto place={{ ...place, layer: name }} photo={place.photo} />}
+        {place.photo !== null && unit && (
+          <OnPhoto
+            place={{ ...place, layer: name }}
+            photo={place.photo}
+            box={examples.value?.examples.find((each) => each.photo === place.photo)?.box ?? null}
+          />
+        )}
         <section>
           <h2 id="find" tabIndex={-1}>
             Find its circuit
@@ -223,7 +229,7 @@ function Photographs(of: { place: UnitPlace; unit: Unit; loaded: Loaded<Examples
         {section === "top" && (
           <button
             type="button"
-            class="push"
+            class="push second-button"
             aria-pressed={padding}
             onClick={() => go({ ...place, padding: !padding })}
             title="also positions whose receptive field extends beyond the image"
@@ -287,7 +293,8 @@ function Crop({ example, place, used }: { example: Example; place: UnitPlace; us
   );
 }
 
-function OnPhoto({ place, photo }: { place: UnitPlace; photo: string }) {
+/** The unit's map beside a photograph, framed where the example of it is, if one is shown. */
+function OnPhoto({ place, photo, box }: { place: UnitPlace; photo: string; box: Box | null }) {
   const { layer, unit } = place;
   const about = useLoaded(photo, 0, (signal) => ofPhotos([photo], () => api.photo(photo, signal)));
   const map = useLoaded(`${layer} ${unit} ${photo}`, 0, (signal) =>
@@ -313,7 +320,7 @@ function OnPhoto({ place, photo }: { place: UnitPlace; photo: string }) {
       ) : (
         <>
           <div class="views">
-            {about.value && <Seen photo={photo} box={null} alt={`${name}, as the model sees it`} />}
+            {about.value && <Seen photo={photo} box={box} alt={`${name}, as the model sees it`} />}
             {map.value ? (
               <MapPicture map={map.value} alt={`the unit's map on ${name}`} />
             ) : (
@@ -322,7 +329,7 @@ function OnPhoto({ place, photo }: { place: UnitPlace; photo: string }) {
           </div>
           <Problem text={map.error} />
           <p>
-            <To place={photoPlace(photo)}>its page</To>
+            <To place={photoPlace(photo)}>all units on this photograph</To>
           </p>
         </>
       )}
