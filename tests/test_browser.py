@@ -1201,7 +1201,10 @@ HREF = re.compile(r'(?<=href=")data:image/[^"]*')
 def test_the_svg_of_a_page_is_the_svg_of_python(show, name, kind, width):
     """Sign by sign, but for how its pictures are written; these are the same to the eye."""
     document = DOCUMENTS[name]()
-    text, expected = saved(show(document), kind, f"{document.meta.file}-{width}").decode(), figure.svg(document, width=width)
+    text, expected = (
+        saved(show(document), kind, f"{document.meta.file}-{width}").decode(),
+        figure.svg(document, width=width),
+    )
     assert HREF.sub("", text) == HREF.sub("", expected)
     pictures = list(zip(HREF.findall(text), HREF.findall(expected), strict=True))
     assert pictures

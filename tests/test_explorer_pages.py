@@ -1,12 +1,15 @@
 """The explorer's pages in a real browser, on a real server with a tiny model and generated pictures."""
 
 import contextlib
+import functools
 import gzip
 import importlib
 import json
 import re
 import shlex
+import threading
 from datetime import datetime, timedelta
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -22,6 +25,7 @@ import convcircuits as cc
 import twofold
 from convcircuits.cli import application
 from convcircuits.drawing.page import read_page
+from needs import find_chromium
 
 AXE = Path(__file__).parents[1] / "frontend" / "node_modules" / "axe-core" / "axe.min.js"
 MODEL = """
@@ -156,11 +160,11 @@ def open_page(browser, request):
     def opened(at=None, **options):
         address = at or request.getfixturevalue("address")
         contexts.append(browser.new_context(viewport={"width": 1440, "height": 900}, **options))
+        contexts[-1].on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        contexts[-1].on("weberror", lambda error: said.append(f"error: {error.error}"))
+        contexts[-1].on("request", lambda request: asked.append(request.url))  # of all of its tabs
         page = contexts[-1].new_page()
         page.set_default_timeout(120_000)
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(f"error: {error}"))
-        page.on("request", lambda request: asked.append(request.url))
         page.goto(address)
         page.locator("[data-ready=true]").wait_for()
         return page
@@ -988,6 +992,64 @@ def test_a_page_hears_again_after_its_server_was_started_anew_or_refused_it(brow
             expect(page.locator(".banner")).to_have_count(0)
             other.evaluate(NOTED, ["units/2/0", "heard"])
             expect(page.locator("main")).to_contain_text("heard")
+
+
+# What a page can try: to read, to hear, and to write with what needs no permission of the other side.
+INTRUDES = """async (api) => {
+  const heard = () => new Promise((done) => {
+    const events = new EventSource(`${api}/events`, { withCredentials: true });
+    events.onopen = () => done("heard");
+    events.onerror = () => { events.close(); done("refused"); };
+  });
+  const init = { credentials: "include" };
+  const read = await fetch(`${api}/model`, init).then(() => "read", () => "refused");
+  const body = JSON.stringify({ kind: "index" });
+  const plain = { ...init, method: "POST", mode: "no-cors", headers: { "content-type": "text/plain" }, body };
+  await fetch(`${api}/jobs`, plain).catch(() => {});
+  const json = { ...init, method: "POST", headers: { "content-type": "application/json" }, body };
+  const written = await fetch(`${api}/jobs`, json).then(() => "written", () => "refused");
+  return [read, await heard(), written];
+}"""
+
+
+def test_a_browser_lets_no_other_name_no_other_page_and_no_stranger_in(address, browser, tmp_path):
+    """A name that leads to this machine, as in DNS rebinding; a page of another port, with the cookie; no cookie."""
+    start, jobs = address.split("?")[0], "fetch('/api/v1/jobs').then((answer) => answer.json())"
+    named = start.replace("127.0.0.1", "rebound.test")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--host-resolver-rules=MAP rebound.test 127.0.0.1"]
+    (tmp_path / "index.html").touch()
+    serve = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with (
+        contextlib.closing(browser.browser_type.launch(executable_path=find_chromium(), args=flags)) as chromium,
+        ThreadingHTTPServer(("127.0.0.1", 0), serve) as other,
+    ):
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        context = chromium.new_context()
+        page = context.new_page()
+        page.goto(address)
+        page.locator("[data-ready=true]").wait_for()
+        (cookie,) = context.cookies()
+        before = page.evaluate(jobs)
+
+        rebound = context.new_page()
+        context.add_cookies([{**cookie, "domain": "rebound.test"}])
+        for path in ("", "api/v1/model", "l/2"):
+            assert rebound.goto(named + path).status == 421
+        assert rebound.goto(f"{named}?{address.split('?')[1]}").status == 421
+
+        foreign = context.new_page()
+        foreign.goto(f"http://127.0.0.1:{other.server_port}")
+        assert foreign.evaluate(INTRUDES, f"{start}api/v1") == ["refused"] * 3
+        assert page.evaluate(jobs) == before
+
+        for path in ("thumb/..%2F..%2Fpaged_net.py?w=64", "circuits/..%2Fnotes", "photos/%2e%2e", "map/2/1/..%2Fa.png"):
+            assert page.evaluate("(at) => fetch(at).then((answer) => answer.status)", f"/api/v1/{path}") in (404, 422)
+
+        stranger = chromium.new_context().new_page()
+        for path in ("", "api/v1/model", "u/2/7"):
+            assert stranger.goto(start + path).status == 401
+        assert stranger.context.cookies() == []
+        other.shutdown()
 
 
 def slowed(open_page, planted):
