@@ -995,11 +995,17 @@ def test_a_page_hears_again_after_its_server_was_started_anew_or_refused_it(brow
 
 
 # What a page can try: to read, to hear, and to write with what needs no permission of the other side.
-INTRUDES = """async (api) => {
+INTRUDES = """async ([api, photo]) => {
   const heard = () => new Promise((done) => {
     const events = new EventSource(`${api}/events`, { withCredentials: true });
     events.onopen = () => done("heard");
     events.onerror = () => { events.close(); done("refused"); };
+  });
+  const seen = () => new Promise((done) => {
+    const image = new Image();
+    image.onload = () => done("seen");
+    image.onerror = () => done("refused");
+    image.src = `${api}/thumb/${photo}?w=64`;
   });
   const init = { credentials: "include" };
   const read = await fetch(`${api}/model`, init).then(() => "read", () => "refused");
@@ -1008,7 +1014,7 @@ INTRUDES = """async (api) => {
   await fetch(`${api}/jobs`, plain).catch(() => {});
   const json = { ...init, method: "POST", headers: { "content-type": "application/json" }, body };
   const written = await fetch(`${api}/jobs`, json).then(() => "written", () => "refused");
-  return [read, await heard(), written];
+  return [read, await seen(), await heard(), written];
 }"""
 
 
@@ -1029,6 +1035,9 @@ def test_a_browser_lets_no_other_name_no_other_page_and_no_stranger_in(address, 
         page.goto(address)
         page.locator("[data-ready=true]").wait_for()
         (cookie,) = context.cookies()
+        photo = page.evaluate("fetch('/api/v1/photos').then((answer) => answer.json())")["photographs"][0]["id"]
+        own = page.evaluate(INTRUDES, [f"{start}api/v1", photo])
+        assert own == ["read", "seen", "heard", "written"]
         before = page.evaluate(jobs)
 
         rebound = context.new_page()
@@ -1039,7 +1048,7 @@ def test_a_browser_lets_no_other_name_no_other_page_and_no_stranger_in(address, 
 
         foreign = context.new_page()
         foreign.goto(f"http://127.0.0.1:{other.server_port}")
-        assert foreign.evaluate(INTRUDES, f"{start}api/v1") == ["refused"] * 3
+        assert foreign.evaluate(INTRUDES, [f"{start}api/v1", photo]) == ["refused"] * 4
         assert page.evaluate(jobs) == before
 
         for path in ("thumb/..%2F..%2Fpaged_net.py?w=64", "circuits/..%2Fnotes", "photos/%2e%2e", "map/2/1/..%2Fa.png"):
