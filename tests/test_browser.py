@@ -744,7 +744,7 @@ def test_what_is_isolated_is_said_in_lines_on_a_narrow_screen(show):
 
 
 def test_menus_open_in_front_of_the_sheet_of_a_narrow_screen(show):
-    page = show(DOCUMENTS["wide"](), viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    page = show(DOCUMENTS["wide"](), viewport={"width": 390, "height": 560}, has_touch=True, is_mobile=True)
     page.locator("[part=handle]").tap()
     page.locator("[part=menu]").tap()
     page.locator("[part=similar]").tap()

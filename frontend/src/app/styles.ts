@@ -53,11 +53,11 @@ ul, ol { list-style: none; }
 header { grid-column: 1 / -1; padding: 12px 24px 0; border-bottom: 1px solid var(--line); }
 .main { display: flex; flex-direction: column; min-width: 0; min-height: 0; }
 .stage-frame { position: relative; flex: 1 1 0; min-height: 0; overflow: hidden; }
-.app[data-host="widget"] .stage-frame { flex: none; height: 560px; }
+:where([data-host="widget"]) .stage-frame { flex: none; height: 560px; }
 .heading { display: flex; gap: 4px 24px; align-items: flex-start; justify-content: space-between; }
 .heading > div:first-child { flex: 1 1 520px; min-width: 0; }
 .menus { display: flex; flex-wrap: wrap; justify-content: flex-end; align-items: center; font-size: 13px; }
-h1 { font-size: 18px; font-weight: 640; letter-spacing: -.005em; line-height: 1.3; overflow-wrap: anywhere; }
+h1 { font-size: 18px; font-weight: 640; line-height: 1.3; overflow-wrap: anywhere; }
 [part="verdict"] { font-size: 14px; line-height: 1.4; margin-top: 2px; max-width: 130ch; overflow-wrap: anywhere; }
 .kept { color: var(--good); }
 .legend {
@@ -65,7 +65,6 @@ h1 { font-size: 18px; font-weight: 640; letter-spacing: -.005em; line-height: 1.
   align-items: center;
 }
 .legend li { display: flex; align-items: center; gap: 7px; }
-.legend svg { display: block; }
 .legend button { padding: 0 4px; min-height: 24px; min-width: 24px; }
 
 .bar { display: flex; flex-wrap: wrap; gap: 2px 20px; align-items: center; margin-top: 4px; font-size: 13px; }
@@ -107,7 +106,7 @@ textarea {
 }
 .panel.right { left: auto; right: 0; }
 .panel.up { top: auto; bottom: calc(100% + 6px); }
-.panel > button, .panel li > button { display: block; width: 100%; text-align: left; color: var(--ink); }
+.panel > button { display: block; width: 100%; text-align: left; color: var(--ink); }
 .panel .row {
   display: flex; align-items: center; justify-content: space-between; gap: 16px; padding: 2px 8px; color: var(--soft);
 }
@@ -143,7 +142,7 @@ dt { color: var(--soft); }
 .state .group { display: inline-flex; flex-wrap: wrap; align-items: center; gap: 4px; margin-right: 14px; }
 
 .side { display: flex; flex-direction: column; min-width: 0; min-height: 0; border-left: 1px solid var(--line); }
-.app[data-host="widget"] .side { max-height: 640px; }
+:where([data-host="widget"]) .side { max-height: 640px; }
 .handle { display: none; }
 .details { overflow-y: auto; overflow-x: hidden; padding: 12px 16px; font-size: 12.5px; outline-offset: -2px; }
 .details > * + * { margin-top: 12px; }
@@ -177,13 +176,12 @@ figcaption { color: var(--soft); font-size: 11px; margin-top: 3px; }
 .figures { width: 100%; font-size: 12px; line-height: 1.3; }
 .figures th, .figures td {
   position: static; box-shadow: none; background: none; height: auto; padding: 2px 0 2px 8px;
-  border-bottom: 1px solid var(--line); text-align: right; font-weight: 400;
+  border-bottom: 1px solid var(--line); text-align: right; font-weight: 400; white-space: normal;
 }
-.figures thead th { color: var(--soft); white-space: normal; vertical-align: bottom; max-width: 12ch; }
-.figures tbody th { text-align: left; white-space: normal; }
+.figures thead th { color: var(--soft); vertical-align: bottom; max-width: 12ch; }
+.figures tbody th { text-align: left; }
 .figures .own > * { font-weight: 640; }
 .figures th:first-child { padding-left: 0; }
-.figures tr > :last-child { padding-right: 0; }
 .figures tr:hover td { background: none; }
 
 .stage { position: relative; height: 100%; overflow: auto; outline-offset: -2px; }
@@ -191,8 +189,7 @@ figcaption { color: var(--soft); font-size: 11px; margin-top: 3px; }
 .drawing:active { user-select: none; }
 .drawing > svg { grid-area: 1 / 1; position: relative; }
 .drawing > .edges { will-change: opacity; }
-.stage > canvas { display: block; margin: 0 auto; }
-.stage > canvas { touch-action: none; cursor: grab; }
+.stage > canvas { display: block; margin: 0 auto; touch-action: none; cursor: grab; }
 .stage > canvas:active { cursor: grabbing; }
 .zoom {
   position: absolute; right: 28px; bottom: 10px; display: flex; background: var(--ground); border-radius: 8px;
@@ -205,7 +202,7 @@ summary, [part="caption"] { color: var(--soft); font-size: 11.5px; overflow-wrap
 
 svg text { fill: var(--soft); font-family: inherit; }
 .headings tspan:first-of-type { fill: var(--ink); }
-.edge { fill: none; stroke: var(--connects); stroke-linecap: butt; }
+.edge { fill: none; stroke: var(--connects); }
 .excites > .edge { stroke: var(--excites); }
 .inhibits > .edge { stroke: var(--inhibits); }
 .legend :is(.both, .onlyA, .onlyB) > .edge { stroke: var(--ink); }
@@ -277,12 +274,10 @@ tr:hover td { background: var(--faint); }
   header[data-menu="false"] .menus, header[data-menu="false"] .bar, .hint { display: none; }
   .push { margin-left: 0; }
   .field output { min-width: 0; }
-  .stage-frame, .app[data-host="widget"] .stage-frame { flex: none; height: max(380px, 58vh); overflow: visible; }
-  .stage-frame:has(> .zoom), .app[data-host="widget"] .stage-frame:has(> .zoom) {
-    height: max(330px, 58vh - 52px); margin-bottom: 52px;
-  }
+  .stage-frame { flex: none; height: max(380px, 58vh); overflow: visible; }
+  .stage-frame:has(> .zoom) { height: max(330px, 58vh - 52px); margin-bottom: 52px; }
   .zoom { right: 14px; bottom: -46px; }
-  .side, .app[data-host="widget"] .side {
+  .side {
     position: sticky; bottom: 0; z-index: 6; max-height: 48vh; border: 0; border-top: 1px solid var(--line);
     background: var(--raised); box-shadow: var(--shadow);
   }

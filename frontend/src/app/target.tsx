@@ -31,8 +31,8 @@ export function TargetOnImage({ store }: { store: Store }) {
       <p class="soft">{explained(store, found)}</p>
       {store.image.value === null && (
         <p class="soft">
-          Maps of other filters and effects of kernels are only known for{" "}
-          {images.variants.length ? "one circuit on its own group" : "the circuit itself"}, so they are not shown.
+          Other maps and effects are only known for{" "}
+          {images.variants.length ? "one circuit on its own group" : "the circuit itself"}.
         </p>
       )}
     </section>
@@ -141,8 +141,7 @@ function explained({ graph }: Store, found: OnImage): string {
   const where = `Over ${plain(positions)}.`;
   if (found.networks[0]!.map === null) return where;
   const [, height, width] = fullMap.shape as [number, number, number];
-  const averaged =
-    height < shape[0] || width < shape[1] ? ` The maps are averaged over areas, to ${height} \u00d7 ${width}.` : "";
+  const averaged = height < shape[0] || width < shape[1] ? ` Maps are averaged, to ${height} \u00d7 ${width}.` : "";
   const frame =
     !inside || whole(shape, inside)
       ? ""
