@@ -51,6 +51,7 @@ const FITTED = `
   .app[data-host="widget"] .stage-frame { height: clamp(320px, calc(100vh - 306px), 560px); }
   .app[data-host="widget"] .side { max-height: none; height: 0; min-height: 100%; }
   header { padding: 8px 16px 0; }
+  [part="verdict"] { font-size: var(--verdict, 14px); line-height: 1.3; max-width: none; }
   .bar { column-gap: 12px; }
   input[type="range"] { width: 90px; }
 }
@@ -95,7 +96,7 @@ export function Drawing(props: { of: string; text: string | null; request: JobRe
     };
   }, [of, text]);
   return (
-    <section class="drawing" aria-label="the diagram">
+    <section class={circuit === null ? "drawing of-two" : "drawing"} aria-label="the diagram">
       {text !== null ? (
         <div ref={frame} key={of} part="diagram" />
       ) : (

@@ -236,6 +236,7 @@ figcaption { color: var(--soft); font-size: 12px; margin-top: 3px; }
 
 /* Clipped, not hidden: the panel of a narrow screen sticks to the bottom of the window. */
 .drawing { margin-top: 14px; border: 1px solid var(--line); border-radius: 8px; overflow: clip; min-height: 120px; }
+.title + .of-two { --verdict: 13px; margin-top: 4px; } /* their sentence has a line more */
 .drawing ::part(theme) { display: none; }
 .contrast { font-size: 13px; }
 .contrast select { max-width: 32ch; }
