@@ -103,7 +103,8 @@ export function figureCaptions(graph: Graph, view: View, numbers: Caption): stri
   const cut = cutOf(graph, view);
   const all = !cut && view.compare === null && numbers.ofKernels > 0 && numbers.kernels >= numbers.ofKernels;
   const drawing = all ? `all ${plural(numbers.ofKernels, "kernel")} drawn` : `${filtersText(numbers)} drawn`;
-  if (cut) return [`Not measured; ${drawing}.`];
+  if (cut)
+    return ["not measured on held-out images", "not measured"].map((said) => `${capitalized(said)}; ${drawing}.`);
   if (view.compare !== null) return compared(graph, view, drawing);
   const size = `${kernelsText(variant)} of kernels, `;
   if (!fidelity || !heldOut)
