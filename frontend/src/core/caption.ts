@@ -151,7 +151,8 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
   const sliced = isWhole(graph, view) ? "" : ` at its ${plural(view.kernels!, "most salient kernel")}`;
   const within = `${of}${sliced}${rooted ? " that lead to the chosen filter" : ""}`;
   const scored = rooted ? "chosen filter's" : "target's";
-  const drawn = `${filtersText({ ...selection, ofFilters })}, ${count(selection.kernels)} of ${plural(ofKernels, "kernel")}${within} are drawn`;
+  const drawnKernels = `${count(selection.kernels)} of ${plural(ofKernels, "kernel")}`;
+  const drawn = `${filtersText({ ...selection, ofFilters })}, ${drawnKernels}${within} are drawn`;
   const paths = `complete drawn paths carry ${percent(selection.path)} of the ${scored} score (flow, a heuristic)`;
 
   const { fidelity } = variant;

@@ -224,8 +224,8 @@ interface AtPointOf {
   look: (looked: Looked | null) => void;
 }
 
-/** The strongest units of each layer. A mouse that is on one or the keyboard's focus shows its map; a finger does by its
- *  first tap, and its second one opens the unit. */
+/** The strongest units of each layer. A mouse that is on one or the keyboard's focus shows its map; a finger does by
+ *  its first tap, and its second one opens the unit. */
 function AtPoint({ point, looked, look }: AtPointOf) {
   const finger = useRef(false);
   const ready = useRef(false); // whether the unit that a finger is put on is shown already

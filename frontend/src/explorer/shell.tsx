@@ -106,7 +106,7 @@ function titleOf(place: Place): string {
 }
 
 const UNHEARD =
-  "This page does not hear what changes, perhaps because many pages of this explorer are open; it asks again in a moment.";
+  "This page does not hear what changes, perhaps because many pages of this explorer are open; it asks again soon.";
 
 /** What must be known on every page. */
 function Banner() {

@@ -195,7 +195,8 @@ export function verdictText(text: string): string {
     .replace(/(\d)%/g, "$1 %");
 }
 
-/** The verdict on a division and its reason. What too few photographs cannot tell is no answer to how many mechanisms. */
+/** The verdict on a division and its reason. What too few photographs cannot tell is no answer to how many mechanisms
+ *  there are. */
 export function splitText(verdict: string): [found: string, why: string] {
   const [, found = sentence(verdict), why = ""] = /^(.+?\.) (.+)$/.exec(sentence(verdict)) ?? [];
   const few =
@@ -213,8 +214,8 @@ export function sameHeldOut(a: Report, b: Report): boolean {
   return a.images === b.images && a.whole === b.whole && a.held_out.toSorted().join() === b.held_out.toSorted().join();
 }
 
-/** Whether a verdict is by R² on the interior. One that keeps is by both, others by what their sentence says is wanting:
- *  a circuit that keeps in part may have as high an R² there as one that keeps. */
+/** Whether a verdict is by R² on the interior. One that keeps is by both, others by what their sentence says is
+ *  wanting: a circuit that keeps in part may have as high an R² there as one that keeps. */
 function isByInterior(report: Report): boolean {
   const { verdict, verdict_sentence: said } = report;
   if (figure(report, "r2_interior") === null) return false;

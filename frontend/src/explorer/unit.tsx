@@ -144,7 +144,8 @@ export function UnitPage({ place }: { place: UnitPlace }) {
   );
 }
 
-/** Shows the form, which is below everything else where there is one column. The address stays: its hash is a view's. */
+/** Shows the form, which is below everything else where there is one column. The address stays, as its hash is a
+ *  view's. */
 function toFind(event: Event): void {
   event.preventDefault();
   const title = document.getElementById("find");
