@@ -751,7 +751,7 @@ export interface Listening {
 const [SOONEST, LATEST] = [2000, 30_000]; // ms until a stream that was refused is asked for again
 
 /** Listens to the server's events. The browser reconnects with Last-Event-ID, but no more once it got another answer
- *  than a stream: from a server that was started anew and whose link was not opened yet, or to which too many listen. */
+ *  than a stream: of a server that was started anew and whose link was not opened yet, or to which too many listen. */
 export function listen(heard: Heard): Listening {
   let source: EventSource;
   let timer: ReturnType<typeof setTimeout> | undefined;
