@@ -376,6 +376,8 @@ class Jobs:
 
     def _died(self) -> None:
         """Record that the worker has ended; it is started again unless it never gets ready."""
+        if self._closing:
+            self._process.kill()  # it would wait for questions for ever
         self._process.join(1)
         code = self._process.exitcode
         with self._lock:
