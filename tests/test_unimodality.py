@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import convcircuits as cc
-from convcircuits.subfeatures.unimodality import dip, dip_p_value
+from convcircuits.subfeatures.unimodality import dip, dip_p_value, median_p_value
 
 
 def program(values):
@@ -75,6 +75,20 @@ def test_samples_of_one_mode_are_rarely_called_bimodal_and_of_two_nearly_always(
         assert np.mean([dip_p_value(draw(size=40)) <= 0.05 for _ in range(100)]) <= 0.05
     two = [dip_p_value(np.concatenate([dice.normal(size=20), dice.normal(size=20) + 6])) for _ in range(50)]
     assert np.mean(np.array(two) <= 0.05) >= 0.9
+
+
+@pytest.mark.parametrize("size", [20, 36, 90])
+def test_the_median_over_halves_of_uniform_samples_is_called_small_as_often_as_it_says(size):
+    dice, found = np.random.default_rng(size), []
+    for _ in range(400):
+        sample = dice.random(size)
+        halves = [half for _ in range(5) for half in np.array_split(dice.permutation(size), 2)]
+        found.append(median_p_value(float(np.median([dip_p_value(sample[half]) for half in halves])), 5))
+    for level in (0.05, 0.2, 0.5):
+        expected, deviation = level, np.sqrt(level * (1 - level) * (1 / 400 + 1 / 1000))  # of both simulations
+        assert abs(np.mean(np.array(found) <= level) - expected) <= 4 * deviation
+    assert median_p_value(1.0, 5) == 1.0
+    assert median_p_value(0.0, 5) == 1 / 1001
 
 
 def test_from_200_numbers_on_the_null_distribution_is_scaled():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.subfeatures.unimodality import dip_p_value
+from convcircuits.subfeatures.unimodality import dip_p_value, median_p_value
 
 Points = NDArray[np.float64]
 Vectors = Mapping[str, Float[Tensor, "n _"]]
@@ -95,7 +95,7 @@ def two_groups_p_value(vectors: Vectors, photographs: NDArray[np.int64], seed: i
     must be bimodal by Hartigan's dip test. Since they did not choose the direction, the p-value holds whatever the
     distribution is, as long as it is unimodal along every direction; it need not be a Gaussian.
     (SigClust, which compares with a Gaussian of equal covariance, called 30 % of planted units with one mechanism
-    several.) Twice the median over ten halves is again a p-value (Rueger's bound).
+    several.) Of the p-values of ten halves the median counts, compared with that of halves of uniform samples.
 
     Of each photograph one crop is tested, drawn at random: several are no independent evidence.
 
@@ -126,7 +126,7 @@ def two_groups_p_value(vectors: Vectors, photographs: NDArray[np.int64], seed: i
             first, second = k_means(points[learning], 2, seed).cluster_centers_
             tested = [crops.choice(np.flatnonzero(places == photograph)) for photograph in rest]
             values.append(dip_p_value(points[tested] @ (second - first)))
-    return min(1.0, 2 * float(np.median(values)))
+    return median_p_value(float(np.median(values)), _TIMES)
 
 
 def _components(points: Points, count: int) -> tuple[Points, Points]:

@@ -1,4 +1,4 @@
-"""Is a sample of numbers unimodal? Hartigan's dip test."""
+"""Is a sample of numbers unimodal? Hartigan's dip test, also over many halves of a sample."""
 
 from functools import lru_cache
 
@@ -12,6 +12,9 @@ _SIMULATED = 1000
 
 _LARGEST = 200
 """Size from which on the null distribution of sqrt(n) dip is taken as that of this size."""
+
+_HALVED = 40
+"""Size of the samples of which halves are simulated. From 20 to 400, a median of .16 to .20 has a p-value of .05."""
 
 _ROUNDING = 1e-12
 
@@ -68,6 +71,30 @@ def dip_p_value(values: Numbers) -> float:
     null = _null(size)
     scaled = dip(values) * np.sqrt(len(values) / size)
     return float((1 + (null >= scaled - 1e-12).sum()) / (1 + len(null)))
+
+
+def median_p_value(median: float, times: int) -> float:
+    """Return the probability that the median p-value of halves of a uniform sample is at most as small.
+
+    A sample is divided ``times`` times into two halves, of which each has a p-value by ``dip_p_value``. All of these
+    are of the same numbers, so they agree as much as halves can. Halves of points of which each is tested along another
+    direction agree less, and their median is less often small. Simulated with a fixed seed; at least 1 / 1001.
+
+    Twice the median is a p-value whatever the halves share (Rueger's bound), but a much larger one: of uniform samples
+    of 36 it is at most .05 in .1 %.
+    """
+    null = _medians(times)
+    return float((1 + (null <= median + 1e-12).sum()) / (1 + len(null)))
+
+
+@lru_cache
+def _medians(times: int) -> Numbers:
+    dice, found = np.random.default_rng(_HALVED), []
+    for _ in range(_SIMULATED):
+        sample = dice.random(_HALVED)
+        halves = [half for _ in range(times) for half in np.array_split(dice.permutation(_HALVED), 2)]
+        found.append(np.median([dip_p_value(sample[half]) for half in halves]))
+    return np.array(found)
 
 
 @lru_cache
