@@ -38,7 +38,8 @@ POINTED = 100  # milliseconds for which a pointer is on a unit before it clicks
 LARGE = (
     "Of 2,000 an index takes 1.20 passes, with or without reading them (`--only index`, one thread, half an hour on "
     "29 November 2026), so that goal, 1.3, is reached. With 2,000 of 64 px (`--count 2000 --size 64 --only pages`) "
-    "pages reached all goals on that day, too: a frame took 12.8 ms, figures 17 ms, and while a circuit was found 20 ms (60)."
+    "pages reached all goals on that day, too: a frame took 12.8 ms, figures 17 ms, and while a circuit was found "
+    "20 ms (60)."
 )
 SLOW = {"kind": "find", "feature": f"{LAYER}:1", "criterion": "force", "density": 0.001, "options": ["steps=5000"]}
 Row = tuple[str, str, str]
