@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import convcircuits as cc
+from convcircuits.explorer import bundle
 from convcircuits.explorer import store as module
 from convcircuits.explorer.jobs import Events, Job, Jobs
 from convcircuits.explorer.opening import Opening
@@ -423,3 +424,11 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     store = Store(tmp_path / "project")
     assert "file system without locks (Operation not supported)" in store.remarks[0]
     store.close()
+
+
+def test_a_note_without_names_stays_a_note():
+    notes = ["12 of the images of cat, one of cat, crop 2, are dark.", "Only catalogs: R2 is 0.5."]
+    told = bundle.unnamed({"report": {"notes": notes}, "notes": notes}, ["cat", "cat, crop 2"])
+    said = ["12 of the images of a photograph, one of a photograph, are dark.", "Only catalogs: R2 is 0.5."]
+    assert (told["notes"], told["report"]["notes"]) == (said, said)
+    assert bundle.unnamed({"report": {"notes": notes}}, [])["report"]["notes"] == notes

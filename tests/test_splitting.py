@@ -50,7 +50,7 @@ def test_a_unit_of_two_mechanisms_is_divided_and_its_circuits_are_theirs():
 
 
 def test_a_unit_of_one_mechanism_is_not_divided():
-    made, blue = twofold.images(100)
+    made, blue = twofold.images(200)
     found = cc.split(twofold.net(), twofold.FEATURE, made[~blue], **OPTIONS)
     assert len(found) == 1
     assert set(found.labels.tolist()) == {0}
@@ -329,3 +329,12 @@ def test_chosen_images_can_be_read_again_and_must_stay_the_same():
         torch.testing.assert_close(torch.cat(list(chosen)), made[blue])
     with pytest.raises(cc.ConvCircuitsError, match="yielded 10 images in one pass and 4 in the next"):
         list(Chosen([made[:4]], blue))
+
+
+def test_what_too_few_photographs_cannot_tell_is_no_answer():
+    made, _ = twofold.images(24)
+    found = cc.split(twofold.net(), twofold.FEATURE, made, **OPTIONS)
+    assert (len(found), found.divisions[0].supported) == (1, None)
+    assert found.verdict_sentence.startswith(
+        "It cannot be told whether 2:0@max has several mechanisms on these images. "
+    )

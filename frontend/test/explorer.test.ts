@@ -581,19 +581,10 @@ test("a picture that is asked for before the model card is known is not kept by 
   assert.equal(api.thumb("0a", 96, [1, 2, 3, 4]), "/api/v1/thumb/0a?w=96&box=1,2,3,4"); // no "of="
 });
 
-test("of too few photographs it is not said that there is one mechanism", () => {
-  const none = "No more than one mechanism of 2:0 was found on these images.";
-  for (const [why, told] of [
-    ["6 photographs are too few to tell whether they fall into groups (at least 20).", false],
-    ["Two groups (p = 0.01) are too small for a cross-test: one has 1 training images.", false],
-    ["They do not fall into two groups (dip test, p = 0.4).", true],
-  ] as const)
-    assert.deepEqual(splitText(`${none} ${why}`), [
-      told ? none : "It cannot be told whether it is several things.",
-      why,
-    ]);
+test("a division's verdict is told before its reason", () => {
   const two = "On these images the network computes 2:0 by 2 mechanisms.";
-  assert.deepEqual(splitText(`${two} They do.`), [two, "They do."]);
+  assert.deepEqual(splitText(`${two} They do. And so on.`), [two, "They do. And so on."]);
+  assert.deepEqual(splitText(two), [two, ""]);
 });
 
 test("labels of circuits and photographs are found among all notes", () => {

@@ -195,13 +195,10 @@ export function verdictText(text: string): string {
     .replace(/(\d)%/g, "$1 %");
 }
 
-/** The verdict on a division and its reason. What too few photographs cannot tell is no answer to how many mechanisms
- *  there are. */
+/** The verdict on a division and its reason. */
 export function splitText(verdict: string): [found: string, why: string] {
   const [, found = sentence(verdict), why = ""] = /^(.+?\.) (.+)$/.exec(sentence(verdict)) ?? [];
-  const few =
-    found.startsWith("No more than one mechanism") && /\btoo (few to tell|small for a cross-test)\b/.test(why);
-  return [few ? "It cannot be told whether it is several things." : found, why];
+  return [found, why];
 }
 
 /** The photographs that circuits were found on, or their sizes or constants chosen on. */

@@ -226,7 +226,11 @@ def unpictured(document: Document, names: Collection[str]) -> Document:
 
 
 def _naming_none(notes: Iterable[str], names: Collection[str]) -> list[str]:
-    return [note for note in notes if not any(name in note for name in names)]
+    """Return notes with "a photograph" in place of names, of which a shorter one may be part of a longer one."""
+    if not names:
+        return list(notes)
+    pattern = "|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in sorted(names, key=len, reverse=True))
+    return [re.sub(pattern, "a photograph", note) for note in notes]
 
 
 def photograph_name(name: str) -> str:

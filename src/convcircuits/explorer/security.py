@@ -233,6 +233,11 @@ def _is_opened(scope: Scope, headers: dict[str, str]) -> bool:
     return page and scope["method"] == "GET" and not f"{path.decode('latin-1')}/".startswith("/api/")
 
 
+def _is_json(message: dict[str, Any]) -> bool:
+    kind: bytes = dict(message["headers"]).get(b"content-type", b"")
+    return kind.startswith(b"application/json")
+
+
 def _for_people(send: Any) -> Any:
     """Return a ``send`` that shows the sentence of an error as a page."""
     begun: dict[str, Any] | None = None
@@ -240,7 +245,7 @@ def _for_people(send: Any) -> Any:
 
     async def shown(message: dict[str, Any]) -> None:
         nonlocal begun, body
-        if message["type"] == "http.response.start" and message["status"] >= 400:
+        if message["type"] == "http.response.start" and message["status"] >= 400 and _is_json(message):
             begun = message
             return
         if begun is None:

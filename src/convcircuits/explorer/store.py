@@ -520,7 +520,7 @@ def _evict(groups: Sequence[Sequence[Path]], most: int) -> None:
 
 
 def _put_aside(file: Path) -> Path:
-    """Give a damaged file another name, and return that.
+    """Rename a damaged file, and return its new path.
 
     Raises:
         OSError: If that is not possible.

@@ -117,6 +117,8 @@ class Split:
                 f"{len(self)} groups were asked for. {said[first.supported]} several mechanisms of {self.feature} on "
                 "these images."
             )
+        elif len(self) == 1 and first.supported is None:
+            found = f"It cannot be told whether {self.feature} has several mechanisms on these images."
         elif len(self) == 1:  # which is not to say that there is no other
             found = f"No more than one mechanism of {self.feature} was found on these images."
         else:
