@@ -1,7 +1,7 @@
 """Measure how fast circuits run: extracted modules, and the evaluation of a sweep, against one plain forward pass.
 
 The yardstick is a forward pass of the same model, truncated after the feature's layer, with all of its filters. It runs
-in the same process and alternates with the measured code, because machines drift. That of a sweep runs with all images
+in the same process and alternates with the measured code, because machines drift. That of a sweep runs with 16 images
 at once and with two, and the quicker counts: allocating large maps anew took a quarter of the time. Figures are
 medians. VGG16 has real weights and photographs; AlexNet and ResNet18 have random ones, so that nothing is downloaded.
 """
@@ -25,6 +25,7 @@ from convcircuits.zoo.models import load_model
 
 DENSITIES = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001]
 BATCH = 16
+MANY = 128  # images for which what a sweep costs once, whatever it measures, hardly counts
 
 
 class ResNet18ToLayer3(nn.Module):
@@ -93,15 +94,15 @@ def sweep(
         for circuit in circuits:
             cc.activations(model, feature, images, circuit=circuit)
 
-    def few_at_once() -> None:
-        for some in images.split(2):
+    def plain(together: int) -> None:
+        for some in images.split(together):
             truncated(some)
 
     with torch.no_grad():
         *ones, whole, by_masks = in_turn(
             [
-                lambda: truncated(images),
-                few_at_once,
+                lambda: plain(BATCH),
+                lambda: plain(2),
                 lambda: evaluate_all(model, circuits, images, controls=[None] * len(circuits)),
                 masked,
             ],
@@ -147,12 +148,14 @@ def main() -> None:
     lines += [
         "",
         f"Evaluation at {len(DENSITIES)} densities (the full model, all circuits and all figures, but no random",
-        "circuits), in forward passes of the full model, all images at once or two, whichever is quicker:",
+        "circuits), in forward passes of the full model, 16 images at once or two, whichever is quicker:",
         "",
         "| model, feature | criterion | one forward | circuits alive | evaluate_all | as masked runs |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for case, criterion in ((conv5, "gauss_newton"), (conv5, "snip"), (conv3, "gauss_newton")):
+    many = (f"AlexNet features.10, {MANY} images", *conv5[1:4], torch.randn(MANY, 3, 224, 224))
+    sweeps = ((conv5, "gauss_newton"), (conv5, "snip"), (many, "gauss_newton"), (many, "snip"), (conv3, "gauss_newton"))
+    for case, criterion in sweeps:
         lines.append(sweep(*case, criterion, options.rounds))
         print(lines[-1], flush=True)
     text = "\n".join(lines) + "\n"

@@ -494,6 +494,40 @@ def test_growing_rounding_is_told_from_a_wrong_module(monkeypatch):
         cc.extract(model, circuit)
 
 
+class Rough(nn.Module):
+    """A written network whose maps are off by some share: only in float32, as if by rounding, or always."""
+
+    def __init__(self, module, only):
+        super().__init__()
+        self.module, self.only, self.meta = module, only, getattr(module, "meta", {})
+
+    def forward(self, x):
+        def off(one):
+            return one * (1 + 1e-4 * (self.only is None or one.dtype == self.only))
+
+        maps = self.module(x)
+        return tuple(map(off, maps)) if isinstance(maps, tuple) else off(maps)
+
+
+def test_rounding_of_the_written_network_alone_is_told_from_a_wrong_one(monkeypatch):
+    model, images, write = net().float(), IMAGES.float(), extraction._written
+    circuit = cc.find(model, FEATURE, images, density=0.8)
+
+    def roughly(only):
+        monkeypatch.setattr(extraction, "_written", lambda *given, **options: Rough(write(*given, **options), only))
+
+    roughly(torch.float32)
+    for laws in (
+        cc.extract(model, circuit).meta["circuit"]["laws"]["module"],
+        cc.evaluate(model, circuit, images).provenance["laws"]["network"],
+    ):
+        assert laws == pytest.approx(1e-4, rel=0.1)
+    roughly(None)
+    for give in (lambda: cc.extract(model, circuit), lambda: cc.evaluate(model, circuit, images)):
+        with pytest.raises(cc.ConvCircuitsError, match="does not compute the same as the circuit's masked run"):
+            give()
+
+
 def test_where_rounding_is_all_there_is_nothing_is_handed_out():
     model, images = seeded(lambda: Chaotic(1e8), 7)().float(), IMAGES.float()
     circuit = cc.find(model, cc.Feature("last", 1), images, criterion="random", density=0.9)
