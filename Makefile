@@ -96,6 +96,7 @@ gallery: setup
 bench: setup
 	$(BIN)/python benchmarks/speed.py --out benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/circuits.py --out benchmarks/CIRCUITS.md
+	$(BIN)/python benchmarks/atlas.py --out benchmarks/ATLAS.md
 	$(CHROMIUM) $(BIN)/python benchmarks/diagram.py --out benchmarks/DIAGRAM.md
 	$(CHROMIUM) $(BIN)/python benchmarks/explorer.py --count 24 --out benchmarks/EXPLORER.md
 

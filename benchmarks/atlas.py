@@ -1,9 +1,9 @@
 """Measure what it costs to score all units of a layer at once, against one forward and backward pass for each.
 
 The yardstick is ``loss.backward()`` of one unit with weight gradients, at batch size 8, on the model cut off after the
-layer; it is measured before and after each criterion. Figures are CPU time of one thread, which a busy machine hardly
-changes. Weights and images are random: the figures do not depend on their values. With fewer units than a layer has,
-more of the shared work falls on each.
+layer; it is measured before and after each criterion, and criteria take turns. Figures are CPU time of one thread,
+which a busy machine changes less than the time of day. Weights and images are random: the figures do not depend on
+their values. With fewer units than a layer has, more of the shared work falls on each.
 
 With ``--sizing`` it says what atlases cost in hours of one core: it scores units of VGG16 conv3_3 and measures some of
 their circuits, and converts both, as multiples of forward and backward, to all convolutions of ResNet-50 at 224 px.
@@ -11,9 +11,12 @@ their circuits, and converts both, as multiples of forward and backward, to all 
 
 import argparse
 import contextlib
+import platform
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -26,10 +29,11 @@ from convcircuits.circuits.together import fitting, score_together
 from convcircuits.network.batches import Batches
 from convcircuits.network.masking import Subject
 
-CASES = {
-    "vgg16": ("VGG16 conv3_3", "features.14", 112, lambda: models.vgg16(weights=None), 15),
-    "alexnet": ("AlexNet features.10", "features.10", 224, lambda: models.alexnet(weights=None), 11),
+CASES = {  # what it is called, the layer, pixels, the model, where it is cut off, units
+    "alexnet": ("AlexNet features.10", "features.10", 224, lambda: models.alexnet(weights=None), 11, 256),
+    "vgg16": ("VGG16 conv3_3", "features.14", 112, lambda: models.vgg16(weights=None), 15, 64),
 }
+AUTHORS = 1.76  # seconds that the code of the paper's authors takes for a unit and an image of AlexNet features.10
 WAYS = {"actgrad": {}, "snip": {}, "gauss_newton": {"draws": 1}}
 MEMORY = 4 * 2**20
 
@@ -141,7 +145,7 @@ def core_hours(units: dict[str, int], once: dict[str, float], images: int, held_
 
 def sizing(units: int, count: int) -> None:
     """Print the tables of the guide to clusters."""
-    name, layer, side, build, cut = CASES["vgg16"]
+    name, layer, side, build, cut, _ = CASES["vgg16"]
     model = build().eval()
     truncated, images = model.features[:cut], torch.randn(count, 3, side, side)
     held_out = torch.randn(count, 3, side, side)
@@ -170,36 +174,68 @@ def sizing(units: int, count: int) -> None:
     print(f"{hours:.0f} core-hours, that is {hours / 24 / 1000:.1f} days on 1000 cores")
 
 
+def rows(case: str, units: int | None, count: int, rounds: int) -> list[str]:
+    """Return the rows of the table for one layer."""
+    name, layer, side, build, cut, most = CASES[case]
+    units = units or most
+    model = build().eval()
+    truncated, images = model.features[:cut], torch.randn(count, 3, side, side)
+    yardstick(truncated, images[:8])  # warm
+    together(model, layer, 2, images[:1], "actgrad")
+    ratios: dict[str, list[float]] = {criterion: [] for criterion in WAYS}
+    seconds: dict[str, list[float]] = {criterion: [] for criterion in WAYS}
+    at_once = dict.fromkeys(WAYS, 0)
+    for _ in range(rounds):
+        for criterion in WAYS:
+            before = cpu_seconds(lambda: yardstick(truncated, images))
+
+            def run(criterion: str = criterion) -> None:
+                at_once[criterion] = together(model, layer, units, images, criterion)
+
+            taken = cpu_seconds(run) / units
+            ratios[criterion].append(taken / min(before, cpu_seconds(lambda: yardstick(truncated, images))))
+            seconds[criterion].append(taken / count)
+    lines = []
+    for criterion, found in ratios.items():
+        spread = f"**{statistics.median(found):.2f}x** ({min(found):.2f}-{max(found):.2f})"
+        each = statistics.median(seconds[criterion])
+        faster = f"{AUTHORS / each:.0f}x" if case == "alexnet" else "–"
+        about = f"| {name} | {units} | {count} | {criterion} | {spread} | {1000 * each:.0f} ms | {faster} |"
+        lines.append(f"{about} {at_once[criterion]} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", choices=list(CASES), default="vgg16")
-    parser.add_argument("--units", type=int, default=64)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", choices=list(CASES), help="only this layer")
+    parser.add_argument("--units", type=int, help="number of units")
     parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--criteria", default=",".join(WAYS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
     parser.add_argument("--sizing", action="store_true", help="what atlases cost in core-hours")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if given.sizing:
-        sizing(given.units, given.images)
+        sizing(given.units or 24, given.images)
         return
-    name, layer, side, build, cut = CASES[given.case]
-    model = build().eval()
-    truncated, images = model.features[:cut], torch.randn(given.images, 3, side, side)
-    yardstick(truncated, images[:8])  # warm
-    print(f"{name}, {given.units} units, {given.images} images of {side} px, torch {torch.__version__}, one thread")
-    print("criterion      forward + backward   scoring a unit   ratio   units at once")
-    for criterion in given.criteria.split(","):
-        before = cpu_seconds(lambda: yardstick(truncated, images))
-        at_once = 0
-
-        def run(criterion: str = criterion) -> None:
-            nonlocal at_once
-            at_once = together(model, layer, given.units, images, criterion)
-
-        taken = cpu_seconds(run) / given.units
-        once = min(before, cpu_seconds(lambda: yardstick(truncated, images)))
-        print(f"{criterion:<14} {once:>16.3f} s {taken:>14.3f} s {taken / once:>7.2f} {at_once:>15}", flush=True)
+    lines = [
+        "# All units of a layer at once",
+        "",
+        "Written by `make bench`: what scoring a unit costs if all units of a layer are scored together, as `cc.atlas`",
+        "does it. Ratios are to one forward pass and `loss.backward()` of the same images for one unit (with weight",
+        "gradients, batch 8), in CPU time of one thread; medians, with minimum and maximum in parentheses. *Faster* is",
+        f"the {AUTHORS} s in which the code of the paper's authors scored a unit on an image, divided by this time.",
+        f"torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}.",
+        "",
+        "| model, layer | units | images | criterion | one unit, in such passes | unit and image | faster | at once |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in given.case or CASES:
+        lines += rows(case, given.units, given.images, given.rounds)
+    if given.out:
+        given.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
