@@ -1484,6 +1484,7 @@ def test_split_leaves_a_unit_whole_that_cannot_be_told_apart(folder, good):
     assert "images grouped in 6 ways; circuits of 0.5 of the kernels" in text
     told = "It cannot be told whether 4:2@max has several mechanisms on these images."
     assert text.startswith(f"{told} 4 photographs are too few")
+    assert "left to learn from when a share of 0.4 is held out. It takes 20, that is 33 with the held-out ones" in text
     assert not Path("new/cross.png").exists()
     document = cc.Diagram.load("new/split.html").document
     assert (document.variants[0].name, document.view.compare) == ("the circuit", None)
@@ -1730,6 +1731,23 @@ def test_tune_writes_every_response_of_a_unit_and_its_curves(folder, good):
         )
     with Image.open("out/tuning.png") as image:
         assert image.width > 1000
+
+
+def test_tune_says_that_no_stimulus_excites_a_unit(folder, good, monkeypatch):
+    titles = []
+    monkeypatch.setattr("convcircuits.charts.tuning_chart", lambda *args, title, **given: titles.append(title))
+    Path("silent_net.py").write_text(
+        "import torch\nimport tiny_net\n\n\ndef net():\n    made = tiny_net.net()\n"
+        "    with torch.no_grad():\n        made[4].bias[3] -= 1000\n    return made\n"
+    )
+    out = good("tune silent_net:net 4:3 --out out")
+    assert re.search(
+        r"^No stimulus excites 4:3@center: its responses are from -\S+ to -\S+, never above 0\.$", out, re.M
+    )
+    assert "No stimulus excites 4:3" in good("tune silent_net:net 4:3 --json --out out")["notes"][0]
+    good("tune tiny_net:net 4:3 --out out")
+    assert titles[0] == titles[1] == "Tuning of 4:3@center of silent_net:net, and stimuli, none of which excites it"
+    assert titles[2] == "Tuning of 4:3@center of tiny_net:net, and the stimuli that it prefers"
 
 
 def test_tune_ranks_the_units_of_a_layer(folder, good):
@@ -2010,7 +2028,7 @@ BAD = {
     "cross: one subfolder": (CROSS.replace("grouped", "single"), "a single subfolder"),
     "cross: one photograph": (
         CROSS.replace("grouped", "few"),
-        "In the subfolder 'first', --held-out 0.4 of 1 photograph leaves 1 and 0",
+        "In the subfolder 'first', 1 photograph cannot be split in two; give at least two.",
     ),
     "cross: groups overlap": (
         CROSS.replace("grouped", "shared"),

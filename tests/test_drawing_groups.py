@@ -118,6 +118,20 @@ def test_of_crops_a_filter_shows_one_part_of_each_photograph(groups, circuits):
         )
 
 
+@pytest.mark.parametrize(
+    ("numbers", "subjects", "said"),
+    [
+        (3, False, "12 crops of 3 photographs"),
+        (3, True, "12 photographs of 3 subjects"),
+        (12, True, "12 photographs"),
+    ],
+)
+def test_photographs_of_one_subject_are_not_called_crops(groups, circuits, numbers, subjects, said):
+    of = {name: [n % numbers for n in range(len(some))] for name, some in groups.items()}
+    made = cc.group_diagram(twofold.net(), circuits, groups, photographs=of, subjects=subjects).document
+    assert {set_.label.rpartition("; chosen among ")[2] for set_ in made.pictures} == {said}
+
+
 def test_one_group_is_drawn_alone_under_its_own_name(groups, circuits):
     made = cc.group_diagram(twofold.net(), {"red": circuits["red"]}, {"red": groups["red"]}, title="A title").document
     assert made.view.compare is None

@@ -10,8 +10,8 @@ import torch
 import convcircuits as cc
 import twofold
 from convcircuits.subfeatures.chosen import Chosen
-from convcircuits.subfeatures.grouping import Coordinates, two_groups_p_value
-from convcircuits.subfeatures.splitting import _named, _Tree
+from convcircuits.subfeatures.grouping import FEWEST, Coordinates, two_groups_p_value
+from convcircuits.subfeatures.splitting import _named, _Tree, held_out_of
 from convcircuits.zoo.planted import plant, planted_images, polysemantic
 
 torch.set_num_threads(1)
@@ -89,7 +89,8 @@ class Dealt(_Tree):
         self.pieces = torch.tensor([int(one) for one in order]).repeat_interleave(20)
         train = torch.arange(len(self.pieces)) % 2 == 0
         names = np.arange(len(self.pieces))
-        super().__init__(None, names, train, alpha=0.05, seed=0, find_all=lambda some: [], cross_all=self.compare)
+        how = {"alpha": 0.05, "held_out": 0.4, "noun": "photograph", "seed": 0}
+        super().__init__(None, names, train, **how, find_all=lambda some: [], cross_all=self.compare)
 
     def of(self, part):
         return "".join(str(one) for one in self.pieces[part].unique().tolist())
@@ -266,6 +267,31 @@ def test_too_few_photographs_are_said():
     assert "12 photographs are too few to tell" in found.verdict_sentence
     found = cc.split(twofold.net(), twofold.FEATURE, made[:2], **OPTIONS)
     assert "1 photograph is too few to tell" in found.verdict_sentence
+
+
+@pytest.mark.parametrize(("share", "needed"), [(0.4, 33), (0.5, 40), (0.01, 21), (0.999, 19500)])
+def test_it_is_said_how_many_photographs_it_takes(share, needed):
+    made, _ = twofold.images(20)
+    found = cc.split(twofold.net(), twofold.FEATURE, made, held_out=share, **OPTIONS)
+    assert f"It takes 20, that is {needed} with the held-out ones." in found.verdict_sentence
+    for count, enough in ((needed, True), (needed - 1, False)):
+        assert (count - held_out_of(count, share) >= FEWEST) == enough
+
+
+def test_subjects_of_photographs_are_not_called_photographs():
+    made, _ = twofold.images(24)
+    found = cc.split(
+        twofold.net(),
+        twofold.FEATURE,
+        made,
+        photographs=[n // 2 for n in range(24)],
+        subjects=True,
+        groups=2,
+        **OPTIONS,
+    )
+    assert "7 subjects are too few to tell" in found.verdict_sentence
+    assert any("held-out subject" in note for note in found.cross.notes)
+    assert not any("held-out photograph" in note for note in found.cross.notes)
 
 
 def test_coordinates_ignore_the_strength_of_a_response():

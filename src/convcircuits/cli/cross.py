@@ -109,6 +109,7 @@ def cross(
             tested,
             fit=trained,
             photographs=crops_of,
+            subjects=len({picture.subject for picture in pictures}) < len(pictures),
             shuffles=shuffles,
             checkpoint=folder / CHECKPOINT,
             **given,

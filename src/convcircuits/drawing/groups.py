@@ -33,6 +33,7 @@ def group_diagram(
     held_out: Images | None = None,
     names: Mapping[str, Sequence[str]] | None = None,
     photographs: Mapping[str, Sequence[Hashable]] | None = None,
+    subjects: bool = False,
     title: str | None = None,
     notes: Sequence[str] = (),
     primaries: Tensor | None = None,
@@ -59,6 +60,7 @@ def group_diagram(
         names: Name of each group -> display names of its images, in order.
         photographs: Name of each group -> the photograph that each of its images is a crop of, in order. A filter then
             shows at most one part of each photograph. If not given, those of ``Crops`` are known.
+        subjects: As for ``split``.
         title: Title of the diagram; names the feature and the model if not given.
         notes: Whole sentences that the page shows under "about".
         primaries: As for ``diagram``.
@@ -130,6 +132,7 @@ def group_diagram(
         progress=progress,
         names=named,
         photographs=cropped,
+        subjects=subjects,
     )
     begin(progress, "drawing maps on images")
     document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned, named))

@@ -24,6 +24,7 @@ from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.subfeatures.again import found_again
 from convcircuits.subfeatures.chosen import Dealt
+from convcircuits.texts import number
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.cross import (
     FEW_HELD_OUT,
@@ -53,6 +54,7 @@ def cross(
     *,
     fit: Mapping[str, Images] | None = None,
     photographs: Mapping[str, Sequence[Hashable]] | None = None,
+    subjects: bool = False,
     shuffles: int = 3,
     batch_size: int = 16,
     seed: int = 0,
@@ -75,6 +77,7 @@ def cross(
             of a circuit's provenance.
         photographs: Name of the group -> the photograph that each of its held-out images is a crop of, in order. Crops
             of one are resampled together and count as one. By default each image is its own.
+        subjects: As for ``split``.
         shuffles: Number of random deals of the control. Each costs as much as finding the circuits did.
         batch_size: Maximum number of images that run at once.
         seed: Seed of the deals and of resampling.
@@ -143,7 +146,10 @@ def cross(
     table = _table(sizes, list(measured.values()), controls, list(crops.values()), rows, seed)
     chosen = _chosen(table)
     at_chosen = [some[chosen] for some in sizes.values()]
-    notes = [*_notes(measured, training, table[chosen], at_chosen), *_not_apart(measured, crops, table[chosen], seed)]
+    notes = [
+        *_notes(measured, training, table[chosen], at_chosen, "subject" if subjects else "photograph"),
+        *_not_apart(measured, crops, table[chosen], seed),
+    ]
     return Cross(
         feature=str(feature),
         groups={name: len(one.full) for name, one in measured.items()},
@@ -537,6 +543,7 @@ def _notes(
     training: Mapping[str, _Responses],
     chosen: Selectivity,
     circuits: Sequence[Circuit],
+    noun: str,
 ) -> Iterator[str]:
     if not training:
         yield (
@@ -555,7 +562,7 @@ def _notes(
             "same group can differ much. Give more before you claim anything about the group."
         )
     fewest = chosen.photographs
-    count = f"{fewest} held-out photograph{'s' * (fewest > 1)}"
+    count = number(fewest, f"held-out {noun}")
     if fewest < FEWEST_HELD_OUT:
         interval = "no interval" if fewest == 1 else "the interval is too narrow"
         yield f"A group has only {count}, so {interval}; a verdict takes at least {FEWEST_HELD_OUT} in each."

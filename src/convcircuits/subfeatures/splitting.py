@@ -26,6 +26,7 @@ from convcircuits.subfeatures.chosen import some_of
 from convcircuits.subfeatures.crossing import cross
 from convcircuits.subfeatures.grouping import FEWEST, Coordinates, k_means, two_groups_p_value
 from convcircuits.subfeatures.saliencies import DRIVEN, ImageSaliencies, image_saliencies
+from convcircuits.texts import number as counts
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.cross import FEWEST_HELD_OUT, Cross, Word
 from convcircuits.values.feature import Feature
@@ -43,6 +44,7 @@ def split(
     *,
     groups: int | None = None,
     photographs: Sequence[Hashable] | None = None,
+    subjects: bool = False,
     held_out: float = 0.4,
     alpha: float = 0.05,
     criterion: str | Criterion = "gauss_newton",
@@ -74,6 +76,8 @@ def split(
             it. By default the tests decide.
         photographs: The photograph that each image is a crop of, in order. Crops of one are held out together and
             count as one in the test. By default each image is its own; copies are recognized.
+        subjects: Whether ``photographs`` are subjects instead, of which there may be several photographs: what is said
+            then counts subjects.
         held_out: Share of the photographs to hold out, in (0, 1).
         alpha: The p-value up to which a group counts as bimodal, in (0, 1).
         criterion: A one-shot criterion that circuits are found by.
@@ -110,18 +114,19 @@ def split(
     feature = feature.at_maximum()
     subject = opened(model, feature, images, batch_size)
     kept = kept_for(checkpoint, subject, images, batch_size, seed)
+    noun = "subject" if subjects else "photograph"
     begin(progress, "reading how each image is computed")
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
     names, notes = numbers_of_photographs(model, images, photographs, batch_size)
 
     def read() -> dict[str, Tensor]:
         found = image_saliencies(model, feature, images, memory=memory, **given)
-        check_driven(feature, found.driven, names, 1 if groups is None else groups)  # before anything is kept
+        check_driven(feature, found.driven, names, 1 if groups is None else groups, noun)  # before anything is kept
         return found.as_tensors()
 
     saliencies = ImageSaliencies.from_tensors(kept.tensors(read))
     active = saliencies.driven
-    check_driven(feature, active, names, 1 if groups is None else groups)
+    check_driven(feature, active, names, 1 if groups is None else groups, noun)
     notes += saliencies.notes(feature)
 
     def find_all(some: Tensor) -> list[Circuit]:
@@ -140,12 +145,19 @@ def split(
         groups, fit = ({name: some_of(images, some) for name, some in parts.items()} for parts in (tested, trained))
         crops = {name: names[some.numpy()].tolist() for name, some in tested.items()}
         return cross(
-            model, circuits, groups, fit=fit, photographs=crops, shuffles=shuffles, checkpoint=checkpoint, **given
+            model,
+            circuits,
+            groups,
+            fit=fit,
+            photographs=crops,
+            subjects=subjects,
+            shuffles=shuffles,
+            checkpoint=checkpoint,
+            **given,
         )
 
-    tree = _Tree(
-        saliencies, names, active & ~drawn_photographs(names, active, held_out, seed), alpha, seed, find_all, cross_all
-    )
+    train = active & ~drawn_photographs(names, active, held_out, seed)
+    tree = _Tree(saliencies, names, train, alpha, held_out, noun, seed, find_all, cross_all)
     parts = tree.divide(active) if groups is None else tree.into(active, groups)
     circuits, report = tree.circuits(parts), tree.crossed(parts) if len(parts) > 1 else None
     labels = torch.full((len(active),), -1)
@@ -260,6 +272,8 @@ class _Tree:
         names: Number of the photograph that each image is a crop of.
         train: Which images are not held out, of those that count.
         alpha: As for ``split``.
+        held_out: As for ``split``.
+        noun: What ``names`` are numbers of: "photograph" or "subject".
         seed: As for ``split``.
         find_all: Finds the circuits of some images.
         cross_all: Cross-tests circuits on held-out and training images of groups.
@@ -270,6 +284,8 @@ class _Tree:
     names: Numbers
     train: Tensor
     alpha: float
+    held_out: float
+    noun: str
     seed: int
     find_all: Callable[[Tensor], list[Circuit]]
     cross_all: Callable[[Mapping[str, Sequence[Circuit]], Parts, Parts], Cross]
@@ -281,7 +297,7 @@ class _Tree:
         """Divide a group, and its parts, as long as both tests say so."""
         p_value, count = self.p_value(part)
         if count < FEWEST:
-            self._tried(part, p_value, _too_few(count), supported=None)
+            self._tried(part, p_value, self._too_few(count), supported=None)
             return {"A": part}
         if p_value > self.alpha:
             said = f"They do not fall into two groups (dip test, p = {p_value:.2g})."
@@ -292,8 +308,9 @@ class _Tree:
         held = min(len(np.unique(self.names[(half & ~self.train).numpy()])) for half in halves.values())
         if trained < 2 or held < FEWEST_HELD_OUT:
             said = (
-                f"Two groups (p = {p_value:.2g}) are too small for a cross-test: one has {trained} training images and "
-                f"{held} held-out photographs, where it takes 2 and {FEWEST_HELD_OUT}."
+                f"Two groups (p = {p_value:.2g}) are too small for a cross-test: one has "
+                f"{counts(trained, 'training image')} and {counts(held, f'held-out {self.noun}')}, where it takes 2 "
+                f"and {FEWEST_HELD_OUT}."
             )
             self._tried(part, p_value, said, supported=None)
             return {"A": part}
@@ -345,7 +362,7 @@ class _Tree:
                     "fewer groups, or give more images."
                 )
         if photographs < FEWEST:
-            bimodal, dip = None, _too_few(photographs)
+            bimodal, dip = None, self._too_few(photographs)
         elif p_value > self.alpha:
             bimodal, dip = False, f"All images together do not fall into two groups (dip test, p = {p_value:.2g})."
         else:
@@ -412,6 +429,20 @@ class _Tree:
         labels[part] = torch.from_numpy(fitted.predict(coordinates.of(self.saliencies.of(part).layers))).long()
         return _named([labels == one for one in range(count)])
 
+    def _too_few(self, count: int) -> str:
+        verb = "is" if count == 1 else "are"
+        return (
+            f"{counts(count, self.noun)} {verb} too few to tell whether they fall into groups: so many are left to "
+            f"learn from when a share of {self.held_out:g} is held out. It takes {FEWEST}, that is {self._needed} with "
+            "the held-out ones."
+        )
+
+    @property
+    def _needed(self) -> int:
+        """The fewest photographs of which ``FEWEST`` are left to learn from."""
+        least = max(FEWEST, int((FEWEST - 0.5) / (1 - self.held_out)))  # up to rounding
+        return next(n for n in itertools.count(least) if n - held_out_of(n, self.held_out) >= FEWEST)
+
     def _tried(
         self,
         part: Tensor,
@@ -425,11 +456,6 @@ class _Tree:
         some = part & self.train
         count = len(np.unique(self.names[some.numpy()]))
         self.tried.append((part, Division(int(some.sum()), count, p_value, report, kept, sentence, supported, ())))
-
-
-def _too_few(count: int) -> str:
-    photographs = "1 photograph is" if count == 1 else f"{count} photographs are"
-    return f"{photographs} too few to tell whether they fall into groups (at least {FEWEST})."
 
 
 def _named(parts: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -469,16 +495,20 @@ def drawn_photographs(names: Numbers, active: Tensor, share: float, seed: int) -
     """Draw the images to hold out, by photograph, of those that count."""
     counted = np.unique(names[active.numpy()])
     drawn = np.random.default_rng(seed).permutation(counted)
-    drawn = drawn[: min(max(1, round(share * len(counted))), len(counted) - 1)]  # on each side at least one
-    return torch.from_numpy(np.isin(names, drawn))
+    return torch.from_numpy(np.isin(names, drawn[: held_out_of(len(counted), share)]))
 
 
-def check_driven(feature: Feature, driven: Tensor, names: Numbers, groups: int) -> None:
+def held_out_of(count: int, share: float) -> int:
+    """Return how many photographs of so many are held out: at least one, and not all."""
+    return min(max(1, round(share * count)), count - 1)
+
+
+def check_driven(feature: Feature, driven: Tensor, names: Numbers, groups: int, noun: str = "photograph") -> None:
     """Check that images of enough photographs drive a feature."""
     count, needed = len(np.unique(names[driven.numpy()])), max(2, 2 * groups)
     if count < needed:
         raise ConvCircuitsError(
             f"{feature} is above 0, and at least {DRIVEN:.0%} of its highest response, on {int(driven.sum())} of "
-            f"{len(driven)} images, of {count} photograph{'s' * (count != 1)}; to find and to test {groups} "
-            f"group{'s' * (groups > 1)} it takes at least {needed}. Give other images or another unit."
+            f"{len(driven)} images, of {counts(count, noun)}; to find and to test {counts(groups, 'group')} it takes "
+            f"at least {needed}. Give other images or another unit."
         )

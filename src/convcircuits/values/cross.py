@@ -110,7 +110,7 @@ class Selectivity:
         low: Lower end of the 95 % interval of ``value``, over resampled photographs; NaN if a group has a single one.
         high: Its upper end.
         shuffled: ``value`` of circuits found alike on groups dealt at random, one for each deal.
-        photographs: Number of held-out photographs of the group that has the fewest.
+        photographs: Number of held-out photographs, or of their subjects, of the group that has the fewest.
         train: Mean of ``error`` of the circuits on the images that they were found on; NaN if they were not given.
         verdict: ``"selective"`` if ``low`` is above 0 and above every value in ``shuffled``; ``"not selective"`` if
             ``value`` is not; otherwise ``"not decided"``, also without any ``shuffled``, and always with fewer than

@@ -24,7 +24,7 @@ class Division:
 
     Attributes:
         images: Number of training images of the group.
-        photographs: Number of photographs that they are crops of.
+        photographs: Number of photographs that they are crops of, or of their subjects.
         p_value: Of the hypothesis that they form one group, by Hartigan's dip on photographs that did not choose the
             direction.
         cross: The cross-test of the parts, if it was made.
