@@ -90,7 +90,7 @@ class Dealt(_Tree):
         train = torch.arange(len(self.pieces)) % 2 == 0
         names = np.arange(len(self.pieces))
         how = {"alpha": 0.05, "held_out": 0.4, "noun": "photograph", "seed": 0}
-        super().__init__(None, names, train, **how, find_all=lambda some: [], cross_all=self.compare)
+        super().__init__(None, names, train, **how, find_all=lambda some, called: [], cross_all=self.compare)
 
     def of(self, part):
         return "".join(str(one) for one in self.pieces[part].unique().tolist())
@@ -188,9 +188,55 @@ def test_phases_say_what_is_done():
     cc.split(twofold.net(), twofold.FEATURE, made, groups=1, progress=Told(), **OPTIONS)
     assert phases == [
         "reading how each image is computed",
-        "finding circuits of a group",
-        "refitting the group's circuits",
+        "finding circuits of all images",
+        "refitting circuits of all images, size 1 of 2",
+        "refitting circuits of all images, size 2 of 2",
     ]
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_progress_knows_how_much_there_is_to_do(loaded):
+    made, _ = twofold.images(40)
+    copied = torch.cat([made, made[:4]])
+    told = {}
+
+    class Told:
+        def phase(self, name):
+            told[name] = []
+
+        def __call__(self, done, total):
+            next(reversed(told.values())).append((done, total))
+
+    given = [copied[:20], copied[20:]] if loaded else copied
+    cc.split(twofold.net(), twofold.FEATURE, given, groups=2, progress=Told(), batch_size=8, **OPTIONS)
+    assert list(told)[1:] == [
+        *(
+            f"{what} of group {n} of 2{size}"
+            for n in (1, 2)
+            for what, size in (
+                ("finding circuits", ""),
+                ("refitting circuits", ", size 1 of 2"),
+                ("refitting circuits", ", size 2 of 2"),
+            )
+        ),
+        "measuring every circuit on every group",
+        "measuring every circuit on the images that it was found on",
+        *(
+            f"{what} of shuffled group {n} of 2, control 1 of 1{size}"
+            for n in (1, 2)
+            for what, size in (
+                ("finding circuits", ""),
+                ("refitting circuits", ", size 1 of 2"),
+                ("refitting circuits", ", size 2 of 2"),
+            )
+        ),
+        "measuring every circuit on every shuffled group, control 1 of 1",
+    ]
+    for phase, steps in list(told.items())[1:]:
+        assert steps, phase
+        assert len({total for _, total in steps}) == 1, phase
+        assert steps[-1][0] == steps[-1][1], phase
+        assert [done for done, _ in steps] == sorted({done for done, _ in steps}), phase
 
 
 def test_held_out_images_and_crops_of_one_photograph_stay_together():

@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -131,17 +131,21 @@ def cross(
     controls: list[_Selective] = []
     kept = Kept(checkpoint, batch_size=batch_size, network=[str(network.device), str(network.dtype)])
     for n in range(shuffles if fit is not None else 0):
-        begin(progress, f"control {n + 1} of {shuffles}: shuffled groups")
+        control = f"control {n + 1} of {shuffles}"
         deal = torch.Generator().manual_seed(seed + n)
         trained, tested = _dealt(seen, deal), _dealt(hashes, deal)
         again = {}
-        for name, some in sizes.items():
-            images = Dealt(list(learned_on.values()), trained[name])
-            find = partial(found_again, model, some, images, batch_size=batch_size, progress=progress)
+        for place, (name, some) in enumerate(sizes.items(), start=1):
+            images = Dealt(list(learned_on.values()), trained[name], _count(trained[name], seen))
+            called = f"circuits of shuffled group {place} of {len(sizes)}, {control}"
+            find = partial(found_again, model, some, images, batch_size=batch_size, progress=progress, called=called)
             like = [dict(one.provenance) for one in some]
             again[name] = kept.circuits(find, like=like, images=sorted(trained[name]))
-        dealt = pooled({name: Dealt(list(groups.values()), some) for name, some in tested.items()})
-        controls.append(_selective(list(_responses(subject, again, dealt, None).values())))
+        dealt = pooled(
+            {name: Dealt(list(groups.values()), some, _count(some, hashes)) for name, some in tested.items()}
+        )
+        begin(progress, f"measuring every circuit on every shuffled group, {control}")
+        controls.append(_selective(list(_responses(subject, again, dealt, progress).values())))
     rows = tuple(_rows(sizes, measured, training))
     table = _table(sizes, list(measured.values()), controls, list(crops.values()), rows, seed)
     chosen = _chosen(table)
@@ -242,7 +246,20 @@ def _responses(
 ) -> dict[str, _Responses]:
     """Return what the full model and every circuit answer on each group's images."""
     sweep = Sweep(subject, list(itertools.chain(*sizes.values())), effective=True)
-    return {name: _Responses.of(sweep, len(sizes), batches, progress) for name, batches in groups.items()}
+    counts = [batches.expected for batches in groups.values()]
+    known = [count for count in counts if count is not None]
+    total = sum(known) if len(known) == len(counts) else None
+    found: dict[str, _Responses] = {}
+    for name, batches in groups.items():
+        before = sum(len(one.full) for one in found.values())
+        told = None if progress is None else _after(before, total, progress)
+        found[name] = _Responses.of(sweep, len(sizes), batches, told)
+    return found
+
+
+def _after(before: int, total: int | None, progress: Progress) -> Progress:
+    """Return a callback for the images of one of several groups, which counts those of all."""
+    return lambda done, _: progress(before + done, total)
 
 
 def _selective(groups: Sequence[_Responses], weights: Sequence[Tensor] | None = None) -> _Selective:
@@ -606,6 +623,11 @@ def _not_apart(
                 f"their circuits err on each other's images by {value:z.2f} more than on their own (95 % interval "
                 f"{low:z.2f} to {high:z.2f})."
             )
+
+
+def _count(hashes: Container[int], groups: Mapping[str, Sequence[int]]) -> int:
+    """Return how many images, copies included, have one of the hashes."""
+    return sum(one in hashes for some in groups.values() for one in some)
 
 
 def _dealt(groups: Mapping[str, Sequence[int]], dice: torch.Generator) -> dict[str, set[int]]:

@@ -129,11 +129,11 @@ def split(
     check_driven(feature, active, names, 1 if groups is None else groups, noun)
     notes += saliencies.notes(feature)
 
-    def find_all(some: Tensor) -> list[Circuit]:
+    def find_all(some: Tensor, called: str) -> list[Circuit]:
         def find() -> list[Circuit]:
-            begin(progress, "finding circuits of a group")
+            begin(progress, f"finding circuits of {called}")
             part = some_of(images, some)
-            return circuits_of_group(subject, part, criterion, densities, refit, memory, given, options)
+            return circuits_of_group(subject, part, criterion, densities, refit, memory, given, options, called)
 
         return kept.circuits(
             find,
@@ -220,11 +220,13 @@ def circuits_of_group(
     memory: int,
     given: Mapping[str, Any],
     options: Mapping[str, Any],
+    called: str = "a group",
 ) -> list[Circuit]:
     """Find circuits of several sizes on a group of images, and refit them on it.
 
     ``subject`` is the model, opened for the feature, and keeps what is recorded of it from group to group. ``given``
-    has ``batch_size``, ``seed`` and ``progress``; the other arguments are those of ``split``.
+    has ``batch_size``, ``seed`` and ``progress``, to which the group is ``called`` so; the other arguments are those of
+    ``split``.
     """
     if criterion == "gauss_newton":
         options = {"centered": True} | dict(options)
@@ -234,9 +236,13 @@ def circuits_of_group(
     if refit == "none":
         return circuits
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=given["batch_size"])
-    begin(given["progress"], "refitting the group's circuits")
-    fit = Refit(subject, batches, method=refit, seed=given["seed"])  # it runs the full model once for all circuits
-    return [fitted(subject, one, fit) for one in circuits]
+    progress = given["progress"]
+    fit = Refit(subject, batches, method=refit, seed=given["seed"], progress=progress)  # the full model runs but once
+    made = []
+    for n, one in enumerate(circuits, start=1):
+        begin(progress, f"refitting circuits of {called}, size {n} of {len(circuits)}")
+        made.append(fitted(subject, one, fit))
+    return made
 
 
 def check_share(name: str, value: float) -> None:
@@ -275,7 +281,7 @@ class _Tree:
         held_out: As for ``split``.
         noun: What ``names`` are numbers of: "photograph" or "subject".
         seed: As for ``split``.
-        find_all: Finds the circuits of some images.
+        find_all: Finds the circuits of some images, which are called so.
         cross_all: Cross-tests circuits on held-out and training images of groups.
         tried: Which images it was tried to divide, and what came of it, but for the names of their groups.
     """
@@ -287,7 +293,7 @@ class _Tree:
     held_out: float
     noun: str
     seed: int
-    find_all: Callable[[Tensor], list[Circuit]]
+    find_all: Callable[[Tensor, str], list[Circuit]]
     cross_all: Callable[[Mapping[str, Sequence[Circuit]], Parts, Parts], Cross]
     tried: list[tuple[Tensor, Division]] = field(default_factory=list)
     _found: dict[bytes, list[Circuit]] = field(default_factory=dict)
@@ -392,10 +398,11 @@ class _Tree:
     def circuits(self, parts: Parts) -> dict[str, list[Circuit]]:
         """Return the circuits of each group."""
         found = {}
-        for name, part in parts.items():
+        for n, (name, part) in enumerate(parts.items(), start=1):
             key = part.numpy().tobytes()
             if key not in self._found:
-                self._found[key] = self.find_all(part & self.train)
+                called = f"group {n} of {len(parts)}" if len(parts) > 1 else "all images"
+                self._found[key] = self.find_all(part & self.train, called)
             found[name] = self._found[key]
         return found
 
