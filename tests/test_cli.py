@@ -1457,6 +1457,7 @@ def test_split_writes_the_group_of_every_photograph_sheets_circuits_and_a_report
     assert [variant.name for variant in document.variants[:2]] == ["group A", "group B"]
     assert found.verdict_sentence in document.meta.notes
     assert document.held_out.count == int(found.held_out.sum())
+    assert document.crossed.sentence == found.cross.verdict_sentence
     own = found.cross.row("A", "A")
     said = (
         f"With {own.kernels} kernels, the circuit of group A errs by {own.error:.2f} of the response on held-out images"

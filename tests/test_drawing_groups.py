@@ -139,6 +139,20 @@ def test_one_group_is_drawn_alone_under_its_own_name(groups, circuits):
     assert made.meta.title == "A title"
 
 
+def test_the_page_opens_with_the_cross_test_of_the_groups(groups, circuits):
+    again, _ = twofold.images(24, seed=5)
+    crossed = cc.cross(twofold.net(), circuits, {"red": again[::2], "blue": again[1::2]}, shuffles=0)
+    made = cc.group_diagram(twofold.net(), circuits, groups, cross=crossed)
+    of = made.document.crossed
+    assert (of.verdict, of.sentence) == (crossed.verdict, crossed.verdict_sentence)
+    assert (of.own, of.others) == (crossed.selectivity[0].own, crossed.selectivity[0].others)
+    assert made.caption.startswith(crossed.verdict_sentence)
+    assert "crossed" not in cc.group_diagram(twofold.net(), circuits, groups).document.to_dict()
+    assert cc.Diagram(type(made.document).from_json(made.document.to_json())).document.crossed == of
+    with pytest.raises(cc.ConvCircuitsError, match="cross is of 2 groups; there are circuits of 1"):
+        cc.group_diagram(twofold.net(), {"red": circuits["red"]}, {"red": groups["red"]}, cross=crossed)
+
+
 BAD = {
     "other groups": (lambda c, g: (c, {"red": g["red"]}), {}, "circuits are of the groups 'red', 'blue' and images of"),
     "another order": (lambda c, g: (c, {"blue": g["blue"], "red": g["red"]}), {}, "in one order"),

@@ -188,6 +188,7 @@ def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told
         {name: Chosen(looked.images, part) for name, part in parts.items()},
         fit={name: Chosen(looked.images, part & ~found.held_out) for name, part in parts.items()},
         held_out=Chosen(looked.images, found.held_out),
+        cross=found.cross,
         names={name: [names[n] for n in part.nonzero()[:, 0].tolist()] for name, part in parts.items()},
         photographs={name: [subjects[n] for n in part.nonzero()[:, 0].tolist()] for name, part in parts.items()},
         subjects=len(set(subjects)) < len(subjects),
