@@ -299,6 +299,15 @@ def test_what_cannot_be_split_is_refused():
         cc.split(twofold.net(), twofold.FEATURE, made, groups=2, **OPTIONS).images("Z")
 
 
+def test_what_is_tested_ends_with_the_size_that_the_verdict_is_about():
+    made, _ = twofold.images(60)
+    found = cc.split(twofold.net(), twofold.FEATURE, made, groups=2, **OPTIONS)
+    for chosen, sizes in ((0, 1), (1, 2)):
+        one = dataclasses.replace(found, cross=dataclasses.replace(found.cross, chosen=chosen))
+        assert one.tested_circuits() == {name: some[:sizes] for name, some in found.circuits.items()}
+    assert dataclasses.replace(found, cross=None).tested_circuits() == found.circuits
+
+
 def test_both_sides_have_photographs_whatever_share_is_held_out():
     made, _ = twofold.images(20)
     for share, held in ((0.01, 1), (0.99, 19)):

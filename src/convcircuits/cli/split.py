@@ -175,16 +175,13 @@ def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told
     ]
     subjects = [photograph.subject for photograph in looked.images.photographs]
     title = f"{looked.loaded.name} {found.feature}"
-    # The size that the verdict is about, or larger ones if these have no complete path.
-    last = None if found.cross is None else found.cross.chosen + 1
-    sizes = {name: some[:last] for name, some in found.circuits.items()}
     notes = [found.verdict_sentence]
     if found.cross is not None:
         notes += _errors(found.cross)
         notes.append("R2 of each circuit is over all positions of the held-out images of all groups together.")
     return cc.group_diagram(
         looked.loaded.model,
-        dict(zip(parts, sizes.values(), strict=True)),
+        dict(zip(parts, found.tested_circuits().values(), strict=True)),
         {name: Chosen(looked.images, part) for name, part in parts.items()},
         fit={name: Chosen(looked.images, part & ~found.held_out) for name, part in parts.items()},
         held_out=Chosen(looked.images, found.held_out),

@@ -105,6 +105,11 @@ class Split:
         numbers = chosen.nonzero()[:, 0]
         return numbers[self.confidence[numbers].argsort(descending=True, stable=True)]
 
+    def tested_circuits(self) -> dict[str, tuple[Circuit, ...]]:
+        """Return each group's circuits from the largest to the size that the verdict is about, which is the last."""
+        last = None if self.cross is None else self.cross.chosen + 1
+        return {name: some[:last] for name, some in self.circuits.items()}
+
     @property
     def verdict_sentence(self) -> str:
         """How many mechanisms were found, or what the tests say of the groups that were asked for; and why."""
