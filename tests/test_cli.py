@@ -233,7 +233,8 @@ def test_layers_go_by_the_names_that_their_community_has(folder, good):
 
 def test_the_benchmark_of_the_truth_prints_and_writes_its_figures(folder, good):
     line = "benchmark truth --nets plain,compiled --criteria gauss_newton,random --seeds 2 --count 8 --out t.csv"
-    head, *rows, _, _, wrote = good(f"{line} --option gauss_newton.centered=yes").splitlines()
+    head, *rows, several, _, _, wrote = good(f"{line} --option gauss_newton.centered=yes").splitlines()
+    assert several == "The median over the networks of a kind, and the range."
     assert head.split("  ")[0] == "net"
     assert [row.split()[:2] for row in rows] == [
         [net, criterion] for net in ("plain", "compiled") for criterion in ("gauss_newton", "random")
@@ -257,7 +258,9 @@ def test_the_benchmark_of_the_truth_groups_the_images_of_several_mechanisms(fold
     text = good(f"{line} --count 24 --out t.csv")
     assert text.endswith("wrote t.csv\nwrote t-groups.csv\n")
     (written,) = table("t-groups.csv")
-    assert "mechanisms 1.00 (1.00 to 1.00);" in text
+    assert "The images of 1 unit of several mechanisms, grouped" in text
+    assert "mechanisms 1.00;" in text
+    assert "range" not in text
     (row,) = good(f"{line} --count 24 --json")["divided"]
     assert row["ari"] == row["accuracy"] == 1
     assert len(row["iou"]) == row["mechanisms"] == 2
@@ -1334,6 +1337,19 @@ def test_top_writes_what_the_library_finds_and_where_it_is_on_the_photographs(fo
         assert int(row["photo_width"]) == pytest.approx(part.width, abs=1)
     with Image.open("new/top.png") as sheet:
         assert sheet.width == 2 * 32 + 8 * 136 - 8
+
+
+def test_the_sheet_of_top_shows_no_photograph_of_a_unit_twice(folder, good, monkeypatch):
+    drawn, sheet = [], "convcircuits.contact_sheets.contact_sheet"
+    with monkeypatch.context() as watched:
+        watched.setattr(sheet, lambda title, remarks, sections, **_: drawn.append(sections) or b"")
+        good(f"{TOP} --count 2 --sample 6")
+    ((highest, sample),) = drawn
+    names = [[tile.detail for tile in section.tiles] for section in (highest, sample)]
+    assert len({*names[0], *names[1]}) == len(names[0] + names[1]) == 6
+    assert sample.remark == "drawn from strata of equal width; 2 of 6 are above already"
+    assert len(table("new/top.csv")) == 8
+    good(f"{TOP} --count 6 --sample 3")  # all are above
 
 
 BOXED = FIND.replace(" --count 4", "") + " --criterion snip --boxes boxes.csv"

@@ -165,6 +165,8 @@ def test_groups_that_were_asked_for_are_not_called_mechanisms_without_support():
     assert whole.divisions[0].supported is False
     assert whole.verdict_sentence.startswith("2 groups were asked for. The tests do not support several mechanisms")
     assert whole.summary().startswith(whole.verdict_sentence)
+    assert whole.summary().count(whole.cross.verdict_sentence) == 1
+    assert whole.cross.verdict_sentence in whole.cross.summary()
     few = cc.split(twofold.net(), twofold.FEATURE, made[:24], groups=2, **OPTIONS)
     assert few.divisions[0].supported is None
     assert "The tests do not decide on several mechanisms" in few.verdict_sentence

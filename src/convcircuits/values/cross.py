@@ -219,8 +219,8 @@ class Cross:
         """
         return frame([dataclasses.asdict(row) for row in self.rows])
 
-    def summary(self) -> str:
-        """Return the errors as a table, the selectivity of each size, the verdict and the notes."""
+    def summary(self, *, verdict: bool = True) -> str:
+        """Return the errors as a table, the selectivity of each size, the verdict if it is wanted, and the notes."""
         head, *rows = self._cells()
         wide = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
         return "\n".join(
@@ -230,7 +230,7 @@ class Cross:
                     "  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip()
                     for row in (head, *rows)
                 ),
-                self.verdict_sentence,
+                *([self.verdict_sentence] if verdict else []),
                 *(f"note: {printable(note)}" for note in self.notes),
             ]
         )

@@ -163,7 +163,7 @@ class Split:
         lines += [f"{name}: {count} images, {held} of them held out" for name, count, held in self._counts()]
         lines += [f"{' and '.join(one.groups)}: {one.sentence}" for one in self.divisions[1:]]
         if self.cross is not None:
-            lines.append(self.cross.summary())
+            lines.append(self.cross.summary(verdict=self.cross.verdict_sentence not in self.verdict_sentence))
         return "\n".join([*lines, *(f"note: {printable(note)}" for note in self.notes)])
 
     def __repr__(self) -> str:
