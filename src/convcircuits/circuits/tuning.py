@@ -115,7 +115,7 @@ def _unexcited(tuning: Tuning) -> Iterator[str]:
         return
     lowest, highest = (float(end) for end in tuning.responses.aminmax())
     why = (
-        f"its responses are from {lowest:.3g} to {highest:.3g}, never above 0"
+        f"its responses are from {lowest:.4g} to {highest:.4g}, never above 0"
         if highest <= 0
         else "none evokes more than its background alone"
     )

@@ -115,9 +115,10 @@ def split(
     subject = opened(model, feature, images, batch_size)
     kept = kept_for(checkpoint, subject, images, batch_size, seed)
     noun = "subject" if subjects else "photograph"
-    begin(progress, "reading how each image is computed")
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
-    names, notes = numbers_of_photographs(model, images, photographs, batch_size)
+    begin(progress, "looking for copies of images")
+    names, notes = numbers_of_photographs(model, images, photographs, batch_size, progress)
+    begin(progress, "reading how each image is computed")
 
     def read() -> dict[str, Tensor]:
         found = image_saliencies(model, feature, images, memory=memory, **given)
@@ -472,11 +473,15 @@ def _named(parts: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def numbers_of_photographs(
-    model: nn.Module, images: Images, photographs: Sequence[Hashable] | None, batch_size: int
+    model: nn.Module,
+    images: Images,
+    photographs: Sequence[Hashable] | None,
+    batch_size: int,
+    progress: Progress | None = None,
 ) -> tuple[Numbers, list[str]]:
     """Return the number of each image's photograph, the same for copies, and a note if there are copies."""
     network = Network(model)
-    batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
+    batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size, progress=progress)
     hashes, again = ([key for _, some in batches.hashed() for key in some] for _ in range(2))
     if hashes != again:
         raise ConvCircuitsError(
