@@ -58,6 +58,11 @@ its spread, and so are the components. They are right in 103 of the 112, but are
   on three other sets), and components weighted by how much of their spread is found again on images that they were not
   learned on. The nearest mean of the true groups is right in 21 there.
 
+Coordinates *shrunk*, in which centered saliencies are divided by the root of the sum of their squared length and of its
+squared median, instead of by their length, so that images near the mean are not blown up, are right in 113 of 144 units
+(three mechanisms, 90 images, no leak; seeds 0 to 15, 100 to 123, 200 to 223, 300 to 323, 500 to 523 and 600 to 631),
+where those of `split` are in 117, and with a leak of 1.0 in 5 instead of 8 of 16.
+
 Choosing the most stable of several coordinates for each unit, k-means on the groups of many halves, and reassigning
 images by a linear discriminant were right less often than evened coordinates, or no more often."""
 
@@ -89,7 +94,7 @@ def measured(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def share(found: Sequence[dict[str, Any]], level: float = ALPHA) -> str:
-    """Return how many units are called several, with the 95 % interval of the share (Wilson)."""
+    """Return how many units have a p of at most the level, with the 95 % interval of the share (Wilson)."""
     if not found:
         return "–"
     hits = sum(one["p_value"] <= level for one in found)
@@ -104,7 +109,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def chart(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw agreement over leak, and how often one mechanism is called several at each level of the test."""
+    """Draw agreement over leak, and how often the test of one mechanism has a p of at most each level."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     curve, level = figure.subplots(1, 2)
     for (mechanisms, images, leaks), color in zip(SETS, COLORS, strict=True):
@@ -120,7 +125,7 @@ def chart(records: Sequence[dict[str, Any]], path: Path) -> None:
     single = sorted(one["p_value"] for one in records if one["mechanisms"] == 1 and "p_value" in one)
     level.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1, label="nominal")
     level.step([0, *single, 1], [0, *(n / len(single) for n in range(1, len(single) + 1)), 1], where="post")
-    level.set(xlabel="level of the test", ylabel="units called several", title="Units with one mechanism")
+    level.set(xlabel="level of the test", ylabel="units with p at most the level", title="Units with one mechanism")
     level.set(xlim=(0, 0.25), ylim=(0, 0.25))
     level.legend(frameon=False, fontsize=8)
     content = io.BytesIO()
@@ -147,8 +152,8 @@ def page(records: Sequence[dict[str, Any]]) -> str:
         "mechanism's. With leak, kernels outside of the truth matter, too: at 1.0 as much as the truth's, so a circuit",
         "of this size rightly keeps some of them. Figures are medians, ranges and how many were measured.",
         "",
-        "![Left: agreement of groups with mechanisms, which falls beyond a leak of 1. Right: how often the test calls",
-        "one mechanism several, by its level](mechanisms.webp)",
+        "![Left: agreement of groups with mechanisms, which falls at a leak of 1 for three mechanisms and beyond it",
+        "for two. Right: how often the test has a p of at most its level on one mechanism](mechanisms.webp)",
         "",
         "## Several mechanisms",
         "",

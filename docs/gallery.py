@@ -172,12 +172,16 @@ def drawn_groups(entry: Entry, source: str) -> cc.Diagram:
     loaded, *_, pictured = prepared(entry.model, entry.size, source)
     parts, images = divided(entry, source)
     shown = torch.arange(len(images)) >= len(images) - len(pictured.names)
-    groups = {f"group {name}": shown & (parts.labels == n) for n, name in enumerate(parts.circuits)}
+    every = {f"group {name}": parts.labels == n for n, name in enumerate(parts.circuits)}
+    groups = {name: shown & part for name, part in every.items()}
     subjects = ["" for _ in images[~shown]] + [name.partition(", crop")[0] for name in pictured.names]
     return cc.group_diagram(
         loaded.model,
-        {f"group {name}": circuits for name, circuits in parts.circuits.items()},
+        {f"group {name}": circuits for name, circuits in parts.tested_circuits().items()},
         {name: images[some] for name, some in groups.items()},
+        fit={name: images[part & ~parts.held_out] for name, part in every.items()},
+        held_out=images[parts.held_out],
+        cross=parts.cross,
         photographs={name: [subjects[n] for n in some.nonzero()[:, 0].tolist()] for name, some in groups.items()},
         primaries=loaded.primaries(),
         title=f"{entry.model} {parts.feature}: the circuits of {len(parts)} groups of images",

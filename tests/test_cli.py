@@ -233,7 +233,8 @@ def test_layers_go_by_the_names_that_their_community_has(folder, good):
 
 def test_the_benchmark_of_the_truth_prints_and_writes_its_figures(folder, good):
     line = "benchmark truth --nets plain,compiled --criteria gauss_newton,random --seeds 2 --count 8 --out t.csv"
-    head, *rows, _, _, wrote = good(f"{line} --option gauss_newton.centered=yes").splitlines()
+    head, *rows, several, _, _, wrote = good(f"{line} --option gauss_newton.centered=yes").splitlines()
+    assert several == "The median over the networks of a kind, and the range."
     assert head.split("  ")[0] == "net"
     assert [row.split()[:2] for row in rows] == [
         [net, criterion] for net in ("plain", "compiled") for criterion in ("gauss_newton", "random")
@@ -257,7 +258,9 @@ def test_the_benchmark_of_the_truth_groups_the_images_of_several_mechanisms(fold
     text = good(f"{line} --count 24 --out t.csv")
     assert text.endswith("wrote t.csv\nwrote t-groups.csv\n")
     (written,) = table("t-groups.csv")
-    assert "mechanisms 1.00 (1.00 to 1.00);" in text
+    assert "The images of 1 unit of several mechanisms, grouped" in text
+    assert "mechanisms 1.00;" in text
+    assert "range" not in text
     (row,) = good(f"{line} --count 24 --json")["divided"]
     assert row["ari"] == row["accuracy"] == 1
     assert len(row["iou"]) == row["mechanisms"] == 2
@@ -1336,6 +1339,19 @@ def test_top_writes_what_the_library_finds_and_where_it_is_on_the_photographs(fo
         assert sheet.width == 2 * 32 + 8 * 136 - 8
 
 
+def test_the_sheet_of_top_shows_no_photograph_of_a_unit_twice(folder, good, monkeypatch):
+    drawn, sheet = [], "convcircuits.contact_sheets.contact_sheet"
+    with monkeypatch.context() as watched:
+        watched.setattr(sheet, lambda title, remarks, sections, **_: drawn.append(sections) or b"")
+        good(f"{TOP} --count 2 --sample 6")
+    ((highest, sample),) = drawn
+    names = [[tile.detail for tile in section.tiles] for section in (highest, sample)]
+    assert len({*names[0], *names[1]}) == len(names[0] + names[1]) == 6
+    assert sample.remark == "drawn from strata of equal width; 2 of 6 are above already"
+    assert len(table("new/top.csv")) == 8
+    good(f"{TOP} --count 6 --sample 3")  # all are above
+
+
 BOXED = FIND.replace(" --count 4", "") + " --criterion snip --boxes boxes.csv"
 
 
@@ -1457,6 +1473,7 @@ def test_split_writes_the_group_of_every_photograph_sheets_circuits_and_a_report
     assert [variant.name for variant in document.variants[:2]] == ["group A", "group B"]
     assert found.verdict_sentence in document.meta.notes
     assert document.held_out.count == int(found.held_out.sum())
+    assert document.crossed.sentence == found.cross.verdict_sentence
     own = found.cross.row("A", "A")
     said = (
         f"With {own.kernels} kernels, the circuit of group A errs by {own.error:.2f} of the response on held-out images"
@@ -1484,6 +1501,7 @@ def test_split_leaves_a_unit_whole_that_cannot_be_told_apart(folder, good):
     assert "images grouped in 6 ways; circuits of 0.5 of the kernels" in text
     told = "It cannot be told whether 4:2@max has several mechanisms on these images."
     assert text.startswith(f"{told} 4 photographs are too few")
+    assert "left to learn from when a share of 0.4 is held out. It takes 20, that is 33 with the held-out ones" in text
     assert not Path("new/cross.png").exists()
     document = cc.Diagram.load("new/split.html").document
     assert (document.variants[0].name, document.view.compare) == ("the circuit", None)
@@ -1734,6 +1752,23 @@ def test_tune_writes_every_response_of_a_unit_and_its_curves(folder, good):
         )
     with Image.open("out/tuning.png") as image:
         assert image.width > 1000
+
+
+def test_tune_says_that_no_stimulus_excites_a_unit(folder, good, monkeypatch):
+    titles = []
+    monkeypatch.setattr("convcircuits.charts.tuning_chart", lambda *args, title, **given: titles.append(title))
+    Path("silent_net.py").write_text(
+        "import torch\nimport tiny_net\n\n\ndef net():\n    made = tiny_net.net()\n"
+        "    with torch.no_grad():\n        made[4].bias[3] -= 1000\n    return made\n"
+    )
+    out = good("tune silent_net:net 4:3 --out out")
+    assert re.search(
+        r"^No stimulus excites 4:3@center: its responses are from -\S+ to -\S+, never above 0\.$", out, re.M
+    )
+    assert "No stimulus excites 4:3" in good("tune silent_net:net 4:3 --json --out out")["notes"][0]
+    good("tune tiny_net:net 4:3 --out out")
+    assert titles[0] == titles[1] == "Tuning of 4:3@center of silent_net:net, and stimuli, none of which excites it"
+    assert titles[2] == "Tuning of 4:3@center of tiny_net:net, and the stimuli that it prefers"
 
 
 def test_tune_ranks_the_units_of_a_layer(folder, good):
@@ -2014,7 +2049,7 @@ BAD = {
     "cross: one subfolder": (CROSS.replace("grouped", "single"), "a single subfolder"),
     "cross: one photograph": (
         CROSS.replace("grouped", "few"),
-        "In the subfolder 'first', --held-out 0.4 of 1 photograph leaves 1 and 0",
+        "In the subfolder 'first', 1 photograph cannot be split in two; give at least two.",
     ),
     "cross: groups overlap": (
         CROSS.replace("grouped", "shared"),

@@ -118,11 +118,39 @@ def test_of_crops_a_filter_shows_one_part_of_each_photograph(groups, circuits):
         )
 
 
+@pytest.mark.parametrize(
+    ("numbers", "subjects", "said"),
+    [
+        (3, False, "12 crops of 3 photographs"),
+        (3, True, "12 photographs of 3 subjects"),
+        (12, True, "12 photographs"),
+    ],
+)
+def test_photographs_of_one_subject_are_not_called_crops(groups, circuits, numbers, subjects, said):
+    of = {name: [n % numbers for n in range(len(some))] for name, some in groups.items()}
+    made = cc.group_diagram(twofold.net(), circuits, groups, photographs=of, subjects=subjects).document
+    assert {set_.label.rpartition("; chosen among ")[2] for set_ in made.pictures} == {said}
+
+
 def test_one_group_is_drawn_alone_under_its_own_name(groups, circuits):
     made = cc.group_diagram(twofold.net(), {"red": circuits["red"]}, {"red": groups["red"]}, title="A title").document
     assert made.view.compare is None
     assert made.variants[0].name == "the circuit"
     assert made.meta.title == "A title"
+
+
+def test_the_page_opens_with_the_cross_test_of_the_groups(groups, circuits):
+    again, _ = twofold.images(24, seed=5)
+    crossed = cc.cross(twofold.net(), circuits, {"red": again[::2], "blue": again[1::2]}, shuffles=0)
+    made = cc.group_diagram(twofold.net(), circuits, groups, cross=crossed)
+    of = made.document.crossed
+    assert (of.verdict, of.sentence) == (crossed.verdict, crossed.verdict_sentence)
+    assert (of.own, of.others) == (crossed.selectivity[0].own, crossed.selectivity[0].others)
+    assert made.caption.startswith(crossed.verdict_sentence)
+    assert "crossed" not in cc.group_diagram(twofold.net(), circuits, groups).document.to_dict()
+    assert cc.Diagram(type(made.document).from_json(made.document.to_json())).document.crossed == of
+    with pytest.raises(cc.ConvCircuitsError, match="cross is of 2 groups; there are circuits of 1"):
+        cc.group_diagram(twofold.net(), {"red": circuits["red"]}, {"red": groups["red"]}, cross=crossed)
 
 
 BAD = {

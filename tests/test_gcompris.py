@@ -204,7 +204,7 @@ def test_photographs_of_one_subject_are_on_one_side(seed, tmp_path):
 
 def test_a_split_of_one_subject(tmp_path):
     write(tmp_path, erase=["bee1", "bee2", "bee3"])
-    with pytest.raises(ConvCircuitsError, match="of 1 subject of photographs leaves 1 and 0"):
+    with pytest.raises(ConvCircuitsError, match="1 subject of photographs cannot be split in two; give"):
         split_photographs(gcompris_photographs(tmp_path)[0])
 
 

@@ -10,8 +10,8 @@ import torch
 import convcircuits as cc
 import twofold
 from convcircuits.subfeatures.chosen import Chosen
-from convcircuits.subfeatures.grouping import Coordinates, two_groups_p_value
-from convcircuits.subfeatures.splitting import _named, _Tree
+from convcircuits.subfeatures.grouping import FEWEST, Coordinates, two_groups_p_value
+from convcircuits.subfeatures.splitting import _named, _Tree, held_out_of
 from convcircuits.zoo.planted import plant, planted_images, polysemantic
 
 torch.set_num_threads(1)
@@ -89,7 +89,8 @@ class Dealt(_Tree):
         self.pieces = torch.tensor([int(one) for one in order]).repeat_interleave(20)
         train = torch.arange(len(self.pieces)) % 2 == 0
         names = np.arange(len(self.pieces))
-        super().__init__(None, names, train, alpha=0.05, seed=0, find_all=lambda some: [], cross_all=self.compare)
+        how = {"alpha": 0.05, "held_out": 0.4, "noun": "photograph", "seed": 0}
+        super().__init__(None, names, train, **how, find_all=lambda some, called: [], cross_all=self.compare)
 
     def of(self, part):
         return "".join(str(one) for one in self.pieces[part].unique().tolist())
@@ -164,6 +165,8 @@ def test_groups_that_were_asked_for_are_not_called_mechanisms_without_support():
     assert whole.divisions[0].supported is False
     assert whole.verdict_sentence.startswith("2 groups were asked for. The tests do not support several mechanisms")
     assert whole.summary().startswith(whole.verdict_sentence)
+    assert whole.summary().count(whole.cross.verdict_sentence) == 1
+    assert whole.cross.verdict_sentence in whole.cross.summary()
     few = cc.split(twofold.net(), twofold.FEATURE, made[:24], groups=2, **OPTIONS)
     assert few.divisions[0].supported is None
     assert "The tests do not decide on several mechanisms" in few.verdict_sentence
@@ -186,10 +189,57 @@ def test_phases_say_what_is_done():
 
     cc.split(twofold.net(), twofold.FEATURE, made, groups=1, progress=Told(), **OPTIONS)
     assert phases == [
+        "looking for copies of images",
         "reading how each image is computed",
-        "finding circuits of a group",
-        "refitting the group's circuits",
+        "finding circuits of all images",
+        "refitting circuits of all images, size 1 of 2",
+        "refitting circuits of all images, size 2 of 2",
     ]
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_progress_knows_how_much_there_is_to_do(loaded):
+    made, _ = twofold.images(40)
+    copied = torch.cat([made, made[:4]])
+    told = {}
+
+    class Told:
+        def phase(self, name):
+            told[name] = []
+
+        def __call__(self, done, total):
+            next(reversed(told.values())).append((done, total))
+
+    given = [copied[:20], copied[20:]] if loaded else copied
+    cc.split(twofold.net(), twofold.FEATURE, given, groups=2, progress=Told(), batch_size=8, **OPTIONS)
+    assert list(told)[2:] == [
+        *(
+            f"{what} of group {n} of 2{size}"
+            for n in (1, 2)
+            for what, size in (
+                ("finding circuits", ""),
+                ("refitting circuits", ", size 1 of 2"),
+                ("refitting circuits", ", size 2 of 2"),
+            )
+        ),
+        "measuring every circuit on every group",
+        "measuring every circuit on the images that it was found on",
+        *(
+            f"{what} of shuffled group {n} of 2, control 1 of 1{size}"
+            for n in (1, 2)
+            for what, size in (
+                ("finding circuits", ""),
+                ("refitting circuits", ", size 1 of 2"),
+                ("refitting circuits", ", size 2 of 2"),
+            )
+        ),
+        "measuring every circuit on every shuffled group, control 1 of 1",
+    ]
+    for phase, steps in list(told.items())[2:]:
+        assert steps, phase
+        assert len({total for _, total in steps}) == 1, phase
+        assert steps[-1][0] == steps[-1][1], phase
+        assert [done for done, _ in steps] == sorted({done for done, _ in steps}), phase
 
 
 def test_held_out_images_and_crops_of_one_photograph_stay_together():
@@ -252,6 +302,15 @@ def test_what_cannot_be_split_is_refused():
         cc.split(twofold.net(), twofold.FEATURE, made, groups=2, **OPTIONS).images("Z")
 
 
+def test_what_is_tested_ends_with_the_size_that_the_verdict_is_about():
+    made, _ = twofold.images(60)
+    found = cc.split(twofold.net(), twofold.FEATURE, made, groups=2, **OPTIONS)
+    for chosen, sizes in ((0, 1), (1, 2)):
+        one = dataclasses.replace(found, cross=dataclasses.replace(found.cross, chosen=chosen))
+        assert one.tested_circuits() == {name: some[:sizes] for name, some in found.circuits.items()}
+    assert dataclasses.replace(found, cross=None).tested_circuits() == found.circuits
+
+
 def test_both_sides_have_photographs_whatever_share_is_held_out():
     made, _ = twofold.images(20)
     for share, held in ((0.01, 1), (0.99, 19)):
@@ -266,6 +325,31 @@ def test_too_few_photographs_are_said():
     assert "12 photographs are too few to tell" in found.verdict_sentence
     found = cc.split(twofold.net(), twofold.FEATURE, made[:2], **OPTIONS)
     assert "1 photograph is too few to tell" in found.verdict_sentence
+
+
+@pytest.mark.parametrize(("share", "needed"), [(0.4, 33), (0.5, 40), (0.01, 21), (0.999, 19500)])
+def test_it_is_said_how_many_photographs_it_takes(share, needed):
+    made, _ = twofold.images(20)
+    found = cc.split(twofold.net(), twofold.FEATURE, made, held_out=share, **OPTIONS)
+    assert f"It takes 20, that is {needed} with the held-out ones." in found.verdict_sentence
+    for count, enough in ((needed, True), (needed - 1, False)):
+        assert (count - held_out_of(count, share) >= FEWEST) == enough
+
+
+def test_subjects_of_photographs_are_not_called_photographs():
+    made, _ = twofold.images(24)
+    found = cc.split(
+        twofold.net(),
+        twofold.FEATURE,
+        made,
+        photographs=[n // 2 for n in range(24)],
+        subjects=True,
+        groups=2,
+        **OPTIONS,
+    )
+    assert "7 subjects are too few to tell" in found.verdict_sentence
+    assert any("held-out subject" in note for note in found.cross.notes)
+    assert not any("held-out photograph" in note for note in found.cross.notes)
 
 
 def test_coordinates_ignore_the_strength_of_a_response():

@@ -236,6 +236,11 @@ def test_a_stimulus_is_a_value_that_says_what_it_is():
     one = cc.Stimulus("arc", 20, width=2, orientation=45, turn=90, offset=[1, -2.5])
     assert one == cc.Stimulus("arc", 20.0, width=2.0, orientation=45.0, turn=90.0, offset=(1.0, -2.5))
     assert len({one, replace(one)}) == 1
+    assert repr(cc.Stimulus("circle", 6.59734, width=1.5, offset=(3.2e-16, -0.0))) == (
+        "Stimulus(circle, size=6.6, width=1.5, contrast=0.5)"
+    )
+    grating = cc.Stimulus("grating", 21, orientation=112.5, frequency=0.0625, phase=0, offset=(1e-17, 1.755))
+    assert "orientation=112.5, frequency=0.0625, phase=0, contrast=0.5, offset=(0, 1.75)" in repr(grating)
     said = "Stimulus(arc, size=20, width=2, orientation=45, turn=90, contrast=0.5, offset=(1, -2.5))"
     assert repr(one) == said
     row = one.as_dict()

@@ -131,6 +131,11 @@ def seen(model, layer, unit, shape, place):
     return (int(rows[0]), int(rows[-1]) + 1), (int(columns[0]), int(columns[-1]) + 1)
 
 
+def padded(tuning):
+    """Return the notes on padding; others say whether anything excites random units."""
+    return [note for note in tuning.notes if "padding" in note]
+
+
 @pytest.mark.parametrize("place", ["center", (3, 5), (4, 2)])
 def test_stimuli_are_placed_at_the_center_of_what_the_position_sees(place):
     """Average pooling and positive weights, so that the gradient misses nothing."""
@@ -145,7 +150,7 @@ def test_stimuli_are_placed_at_the_center_of_what_the_position_sees(place):
     assert tuning.center == (sum(rows) / 2, sum(columns) / 2)
     assert tuning.field == (rows[1] - rows[0], columns[1] - columns[0])
     assert str(tuning.features[0]) == ("2:1@center" if place == "center" else f"2:1@{row},{column}")
-    assert tuning.notes == ()
+    assert not padded(tuning)
 
 
 def test_by_default_images_are_the_smallest_that_hold_the_field():
@@ -154,17 +159,18 @@ def test_by_default_images_are_the_smallest_that_hold_the_field():
         tuning = cc.tune(deep, cc.Feature(layer, 0), few, draw=inputs)
         assert tuning.image == (image, image)
         assert tuning.field[0] == 8 * (int(layer) + 1) + 1
-        assert tuning.notes == ()
+        assert not padded(tuning)
     small = cc.tune(deep, cc.Feature("4", 0), few, draw=inputs, size=(24, 24))
-    assert "The receptive field, 41 x 41, extends beyond the images, 24 x 24" in small.notes[0]
-    assert small.notes[0] in small.summary()
+    (note,) = padded(small)
+    assert "The receptive field, 41 x 41, extends beyond the images, 24 x 24" in note
+    assert note in small.summary()
 
 
 def test_a_field_larger_than_any_image_gets_the_largest():
     wide = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=100, dilation=100) for _ in range(2))).double()
     tuning = cc.tune(wide, cc.Feature("1", 0), few, draw=inputs)
     assert (tuning.field, tuning.image, tuning.center) == ((401, 401), (224, 224), (112, 112))
-    assert len(tuning.notes) == 1
+    assert len(padded(tuning)) == 1
 
 
 @pytest.mark.parametrize("conv", [{"stride": 2, "padding": 1}, {}], ids=str)
@@ -189,7 +195,7 @@ def test_a_model_of_one_size_gets_images_of_that_size():
 def test_a_linear_layer_has_one_position_that_sees_the_whole_image():
     case = NETS["flat_head"]
     tuning = cc.tune(case.build(), cc.Feature("classifier.4", 1), few, draw=inputs, size=(10, 10))
-    assert (tuning.field, tuning.center, tuning.notes) == ((10, 10), (5, 5), ())
+    assert (tuning.field, tuning.center, padded(tuning)) == ((10, 10), (5, 5), [])
 
 
 @pytest.mark.parametrize("position", ["max", "interior"])
@@ -679,3 +685,16 @@ def test_small_and_large_circles_have_their_own_circuits_in_mobilenet():
     report = cc.cross(loaded.model, circuits, held_out)
     for name, other in (("small", "large"), ("large", "small")):
         assert report.row(name, name).error < min(0.3, report.row(other, name).error / 2)
+
+
+def test_a_parameter_with_one_value_for_each_unit_has_no_curve():
+    line = {"orientation": 0}
+    stimuli = (S("line", 10, width=1, **line), S("line", 5, width=1, **line), S("line", 5, width=2, **line))
+    responses = torch.tensor([[9.0, 4, 1]], dtype=torch.float64)
+    tuning = Tuning(
+        (cc.Feature("conv", 0),), stimuli, responses, torch.zeros_like(responses), (8, 8), (16, 16), (16, 16)
+    )
+    assert {row["parameter"] for row in tuning.curves()} == {"size"}  # width 2 was not shown at size 10
+    assert tuning.excited.tolist() == [True]
+    assert replace(tuning, responses=responses - 9, blank=tuning.blank - 20).excited.tolist() == [False]
+    assert replace(tuning, blank=tuning.blank + 9).excited.tolist() == [False]

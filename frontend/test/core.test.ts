@@ -1273,6 +1273,35 @@ test("a fitted circuit is said to be one, and so is what was done to the random 
   holds(say(), " fitted. ");
 });
 
+test("groups that were cross-tested open with the verdict of that test, wherever two of them are compared", () => {
+  const graph = decode(randomDocument(2, { columns: 5, width: 20, readers: 6, variants: 3 }));
+  const of = (some: Partial<View>) => {
+    const at = view(some);
+    const { numbers } = draw(graph, at, CANVASES[0]!);
+    const { kept, verdict, text } = headline(graph, at, numbers);
+    return { kept, said: `${verdict}: ${text}`, full: numbers.text, figure: figureCaptions(graph, at, numbers) };
+  };
+  const sentence = "The circuits are selective: at 10.00% of the kernels their relative error is 0.17: a colon.";
+  graph.document.variants[1]!.role = "against";
+  graph.document.variants[2]!.role = "control";
+  const [before, alone] = [of({ compare: 1 }), of({})];
+  graph.document.crossed = { verdict: "selective", sentence, own: 0.17, others: 0.518 };
+  const { kept, said, full, figure } = of({ compare: 1 });
+  assert.ok(!kept);
+  assert.ok(said.startsWith(`${sentence} `) && before.said.endsWith(said.slice(sentence.length)));
+  assert.equal(full, `${sentence} ${before.full}`);
+  const drawn = before.figure.at(-1)!.split("; ").at(-1)!;
+  assert.deepEqual(figure, [
+    `Selective: relative error 0.17 on own groups, 0.52 on others; ${drawn}`,
+    `Selective: error 0.17 on own groups, 0.52 on others; ${drawn}`,
+    `Selective; ${drawn}`,
+  ]);
+  assert.ok(of({ compare: 1, kernels: 100 }).said.startsWith(sentence));
+  assert.match(of({ compare: 1, kernels: 100 }).figure[0]!, /^Not measured/);
+  assert.deepEqual(of({}), alone);
+  assert.doesNotMatch(of({ compare: 2 }).said, /selective/); // one of them is the random circuit
+});
+
 test("the caption says whether a fitted circuit was found or made by its constants", () => {
   const graph = decode(randomDocument(2, { columns: 5, width: 20, readers: 6, variants: 2 }));
   const say = (some: Partial<View> = {}) => draw(graph, view(some), CANVASES[0]!).numbers.text;

@@ -1,6 +1,6 @@
 """Text from files and models, made safe to show."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 
 def printable(text: str) -> str:
@@ -19,6 +19,20 @@ def printable_lines(text: str) -> str:
 def names(of: Sequence[str]) -> str:
     """Join names by commas; of more than twelve, name the first twelve and count the rest."""
     return ", ".join(map(printable, of[:12])) + (f" and {len(of) - 12} more" if len(of) > 12 else "")
+
+
+def counted(photographs: Sequence[Hashable], *, subjects: bool = False) -> str:
+    """Count images, given the photograph that each is a crop of, or that it is, given its subject."""
+    images, several = len(photographs), len(set(photographs))
+    if images == several:
+        return number(images, "photograph")
+    what, of = ("photograph", "subject") if subjects else ("crop", "photograph")
+    return f"{number(images, what)} of {number(several, of)}"
+
+
+def number(count: int, noun: str) -> str:
+    """Return a number with its noun, as "1 photograph" or "1,200 photographs"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def sentences(notes: Iterable[str]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import type { Flow } from "./flow.js";
 import { count, decimal, percent, plural } from "./format.js";
 import { circuitName } from "./names.js";
 import { countOf, type Selection } from "./select.js";
-import { DEFAULT_VIEW, type Fidelity, type Variant, type View } from "./types.js";
+import { type Crossed, DEFAULT_VIEW, type Fidelity, type Variant, type View } from "./types.js";
 
 export interface Caption {
   text: string;
@@ -47,6 +47,12 @@ export function isMeasured(graph: Graph, view: View): boolean {
 export function filtersText({ filters, blocks, ofFilters }: Pick<Caption, "filters" | "blocks" | "ofFilters">): string {
   const drawn = blocks ? `${plural(filters, "filter")} and ${plural(blocks, "closed block")}` : count(filters);
   return `${drawn} of ${plural(ofFilters, "filter")}`;
+}
+
+/** The cross-test of groups of images, in a view that compares the circuits of two of them; null in others. */
+export function crossedOf({ document }: Graph, view: View): Crossed | null {
+  const isGroup = (n: number | null) => n !== null && /circuit|against/.test(document.variants[n]!.role);
+  return (isGroup(view.variant) && isGroup(view.compare) && document.crossed) || null;
 }
 
 function value(r2: number | null): string {
@@ -197,7 +203,8 @@ export function caption(graph: Graph, flow: Flow, selection: Selection, view: Vi
     return ` ${capital(named(each))} has ${what} fitted${images === null ? "" : ` on ${plural(images, "image")}`}.`;
   };
   const about = (each: Variant) => kept(each) + fitted(each) + beside(named(each), each);
-  const said = [variant, ...(other ? [other] : [])].map(about).join(" ");
+  const crossed = crossedOf(graph, view);
+  const said = [...(crossed ? [crossed.sentence] : []), ...[variant, ...(other ? [other] : [])].map(about)].join(" ");
   const subject = variant.role === "circuit" ? "The whole circuit" : `The whole of ${named(variant)}`;
   const dead = variant.kept - variant.effective;
   const aside = dead ? `; it keeps ${plural(dead, "kernel")} more, on no complete path` : "";

@@ -315,6 +315,14 @@ export interface View {
   mode: "diagram" | "all" | "table";
 }
 
+/** What the circuits of groups of images do on held-out images of each group, at one position of each image. */
+export interface Crossed {
+  verdict: "selective" | "not selective" | "not decided";
+  sentence: string; // the verdict and, after a colon, why
+  own: number; // their relative error on their own groups
+  others: number; // on the other groups
+}
+
 /** A circuit diagram: everything that any host needs to draw it, and nothing that only Python can read. */
 export interface Document {
   schema: "convcircuits-diagram/2";
@@ -331,6 +339,7 @@ export interface Document {
   images: ImageMaps | null;
   heldOut: HeldOut | null; // null: fidelity was not measured
   view: Partial<View>;
+  crossed?: Crossed | null; // null: not circuits of groups, or not cross-tested
 }
 
 export const DEFAULT_VIEW: View = {

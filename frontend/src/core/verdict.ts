@@ -1,6 +1,6 @@
 /** What was measured, for those who do not read the whole caption: one sentence, and a small table. */
 
-import { type Caption, filtersText, isMeasured, isWhole } from "./caption.js";
+import { type Caption, crossedOf, filtersText, isMeasured, isWhole } from "./caption.js";
 import type { Graph } from "./decode.js";
 import { decimal, percent, plural } from "./format.js";
 import { circuitName, nodeName } from "./names.js";
@@ -34,6 +34,11 @@ export function headline(graph: Graph, view: View, numbers: Caption): Headline {
   const variant = variants[view.variant]!;
   const cut = cutOf(graph, view);
   const drawing = drawn(graph, view, numbers, variant.fidelity, cut);
+  const crossed = crossedOf(graph, view);
+  if (crossed) {
+    const [verdict, ...why] = crossed.sentence.split(": ");
+    return { kept: false, verdict: verdict!, text: `${why.join(": ")} ${drawing}` };
+  }
   if (view.compare !== null) {
     if (!variant.fidelity && !variants[view.compare]!.fidelity)
       return {
@@ -149,6 +154,13 @@ export function figureCaptions(graph: Graph, view: View, numbers: Caption): stri
 /** The same of two circuits: without long words, constants, verdicts and the number of images, then with shorter and
  *  shorter names. */
 function compared(graph: Graph, view: View, drawing: string): string[] {
+  const crossed = crossedOf(graph, view);
+  if (crossed) {
+    const errors = `error ${decimal(crossed.own)} on own groups, ${decimal(crossed.others)} on others`;
+    return [`: relative ${errors}`, `: ${errors}`, ""].map(
+      (said) => `${capitalized(crossed.verdict)}${said}; ${drawing}.`,
+    );
+  }
   const both = [view.variant, view.compare!].map((each) => graph.document.variants[each]!);
   const measured = both.flatMap(({ fidelity }) => fidelity ?? []);
   const unseen = measured.length > 0 && !measured.some(({ foundOn }) => foundOn);

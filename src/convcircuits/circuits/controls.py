@@ -145,9 +145,11 @@ def fit_of(
     return Learn(trace, fit, Training(**about | {"steps": steps, "final": steps, "tolerance": 0.0}, seed=seed))
 
 
-def treated_alike(subject: Subject, control: Circuit, circuit: Circuit, batches: Batches) -> Circuit:
+def treated_alike(
+    subject: Subject, control: Circuit, circuit: Circuit, batches: Batches, *, progress: Progress | None = None
+) -> Circuit:
     """Return a control refitted, and trained, on some images as a circuit was, if that has a calibration."""
-    return fitted(subject, control, fit_of(subject, circuit, batches))
+    return fitted(subject, control, fit_of(subject, circuit, batches, progress=progress))
 
 
 def _of_the_model(circuit: Circuit) -> dict[str, object]:

@@ -92,7 +92,7 @@ def tune(
         masks = subject.masks(circuit, subject.survey.input_shape, effective=effective)
     values = _responses(subject, masks, batches, len(every), progress)
     number = {background: n for n, background in enumerate(blanks)}
-    return Tuning(
+    found = Tuning(
         _single(subject.feature),
         tuple(shown),
         values[:, len(blanks) :].contiguous(),
@@ -103,6 +103,23 @@ def tune(
         place.notes,
         {**about, "images": batches.describe()},
     )
+    return replace(found, notes=(*_unexcited(found), *found.notes))
+
+
+def _unexcited(tuning: Tuning) -> Iterator[str]:
+    count, every = int((~tuning.excited).sum()), len(tuning.features)
+    if not count:
+        return
+    if every > 1:
+        yield f"No stimulus excites {count} of the {every} units: what they respond is never above 0, or never changes."
+        return
+    lowest, highest = (float(end) for end in tuning.responses.aminmax())
+    why = (
+        f"its responses are from {lowest:.4g} to {highest:.4g}, never above 0"
+        if highest <= 0
+        else "none evokes more than its background alone"
+    )
+    yield f"No stimulus excites {tuning.features[0]}: {why}."
 
 
 def _responses(

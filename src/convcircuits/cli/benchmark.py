@@ -18,9 +18,10 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 # The choices are written out because importing the library is slow. A test compares them with the library's.
 NETS = ("plain", "leaky", "stitched", "compiled", "polysemantic")
 _IMAGES = 1000  # seeds of images are others than those of networks
+_SEVERAL = "The median over the networks of a kind, and the range."
 _EXPLAINED = (
-    "The median over the networks of a kind, and the range. Each figure is 1 if all kernels of the truth rank above\n"
-    "all others. If a ranking says nothing, AUROC is 0.5, and the others are about the truth's share of the kernels."
+    "Each figure is 1 if all kernels of the truth rank above all others. If a ranking says nothing, AUROC is 0.5, and\n"
+    "the others are about the truth's share of the kernels."
 )
 
 
@@ -55,6 +56,7 @@ def truth(
     from convcircuits.circuits.truth import Case, Recoveries, recover
     from convcircuits.subfeatures.grouping import FEWEST
     from convcircuits.subfeatures.recovery import recover_groups
+    from convcircuits.texts import number
     from convcircuits.values.tables import suggest
     from convcircuits.zoo.planted import KINDS
     from convcircuits.zoo.planted.mechanisms import Polysemantic
@@ -68,17 +70,17 @@ def truth(
     divided: list[dict[str, Any]] = []
     with progress("finding planted circuits") as told:
         for kind in kinds:
-            for number in range(seeds):
-                planted = KINDS[kind](number)
-                images = planted.images(count, seed=_IMAGES + number)
-                case = Case(kind, number, planted.model, planted.feature, images, planted.truths)
+            for n in range(seeds):
+                planted = KINDS[kind](n)
+                images = planted.images(count, seed=_IMAGES + n)
+                case = Case(kind, n, planted.model, planted.feature, images, planted.truths)
                 rows += recover(case, criteria=names, options=chosen, seed=seed, batch_size=batch_size)
                 if isinstance(planted, Polysemantic) and count >= FEWEST:
-                    labelled = planted.labelled_images(count, seed=_IMAGES + number)
+                    labelled = planted.labelled_images(count, seed=_IMAGES + n)
                     found = recover_groups(
                         planted.model, planted.feature, *labelled, planted.mechanisms, batch_size=batch_size, seed=seed
                     )
-                    divided.append({"seed": number, "mechanisms": len(planted.mechanisms), **asdict(found)})
+                    divided.append({"seed": n, "mechanisms": len(planted.mechanisms), **asdict(found)})
                 told(len(rows), len(kinds) * seeds * len(names))
     table = [row.as_dict() for row in rows]
     written = [] if out is None else [out]
@@ -91,13 +93,13 @@ def truth(
         print_json({"count": count, "seed": seed, "options": option or [], "rows": table, "divided": divided})
         return
     say(rows.summary())
-    say(_EXPLAINED)
+    say(_EXPLAINED if seeds == 1 else f"{_SEVERAL}\n{_EXPLAINED}")
     if divided:
         aris, ious = [row["ari"] for row in divided], [iou for row in divided for iou in row["iou"]]
         say(
-            f"The images of {len(aris)} units of several mechanisms, grouped by how they are computed. Adjusted Rand "
-            f"index with the mechanisms {_spread(aris)}; IoU of each group's own circuit, found by progressive, with "
-            f"its mechanism's: {_spread(ious)}."
+            f"The images of {number(len(aris), 'unit')} of several mechanisms, grouped by how they are computed. "
+            f"Adjusted Rand index with the mechanisms {_spread(aris)}; IoU of each group's own circuit, found by "
+            f"progressive, with its mechanism's: {_spread(ious)}."
         )
     for path in written:
         say(f"wrote {path}")
@@ -110,4 +112,5 @@ def _flat(divided: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    middle = f"{statistics.median(values):.2f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"

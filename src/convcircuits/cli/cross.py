@@ -95,7 +95,7 @@ def cross(
         circuits = {}
         for name, chosen in trained.items():
             begin(told, f"finding circuits of {name}")
-            find = partial(circuits_of_group, subject, chosen, criterion, shares, refit, MEMORY, given, {})
+            find = partial(circuits_of_group, subject, chosen, criterion, shares, refit, MEMORY, given, {}, name)
             circuits[name] = kept.circuits(
                 find, images=chosen.chosen.nonzero()[:, 0].tolist(), how=[criterion, shares, refit]
             )
@@ -109,6 +109,7 @@ def cross(
             tested,
             fit=trained,
             photographs=crops_of,
+            subjects=len({picture.subject for picture in pictures}) < len(pictures),
             shuffles=shuffles,
             checkpoint=folder / CHECKPOINT,
             **given,

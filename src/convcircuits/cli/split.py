@@ -93,6 +93,7 @@ def split(
             looked.images,
             groups=groups,
             photographs=crops_of,
+            subjects=len(set(crops_of)) < len(crops_of),
             held_out=held_out,
             alpha=alpha,
             densities=shares,
@@ -172,25 +173,22 @@ def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told
         f"{name}, held out" if held else name
         for name, held in zip(short(looked.images.names), found.held_out.tolist(), strict=True)
     ]
+    subjects = [photograph.subject for photograph in looked.images.photographs]
     title = f"{looked.loaded.name} {found.feature}"
-    # The size that the verdict is about, or larger ones if these have no complete path.
-    last = None if found.cross is None else found.cross.chosen + 1
-    sizes = {name: some[:last] for name, some in found.circuits.items()}
     notes = [found.verdict_sentence]
     if found.cross is not None:
         notes += _errors(found.cross)
         notes.append("R2 of each circuit is over all positions of the held-out images of all groups together.")
     return cc.group_diagram(
         looked.loaded.model,
-        dict(zip(parts, sizes.values(), strict=True)),
+        dict(zip(parts, found.tested_circuits().values(), strict=True)),
         {name: Chosen(looked.images, part) for name, part in parts.items()},
         fit={name: Chosen(looked.images, part & ~found.held_out) for name, part in parts.items()},
         held_out=Chosen(looked.images, found.held_out),
+        cross=found.cross,
         names={name: [names[n] for n in part.nonzero()[:, 0].tolist()] for name, part in parts.items()},
-        photographs={
-            name: [looked.images.photographs[n].subject for n in part.nonzero()[:, 0].tolist()]
-            for name, part in parts.items()
-        },
+        photographs={name: [subjects[n] for n in part.nonzero()[:, 0].tolist()] for name, part in parts.items()},
+        subjects=len(set(subjects)) < len(subjects),
         title=title if len(found) == 1 else f"{title}: the circuits of {len(found)} groups of images",
         notes=notes,
         primaries=looked.loaded.primaries(),
@@ -242,6 +240,7 @@ def _sections(found: "cc.Split", seen: "cc.Top", looked: "View", count: int, tol
 
     from convcircuits.cli.looking import cut
     from convcircuits.contact_sheets import Section
+    from convcircuits.texts import counted
 
     place = torch.empty_like(seen.highest.image[0])
     place[seen.highest.image[0]] = torch.arange(len(place))  # of each image, where it is in the table
@@ -262,7 +261,8 @@ def _sections(found: "cc.Split", seen: "cc.Top", looked: "View", count: int, tol
     sections, done = [], 0
     for name, part in shown.items():
         held = len(found.images(name, held_out=True))
-        remark = f"{len(found.images(name))} photographs, {held} of them held out; the highest first"
+        subjects = [looked.images.photographs[n].subject for n in found.images(name).tolist()]
+        remark = f"{counted(subjects, subjects=True)}, {held} of them held out; the highest first"
         sections.append(Section(f"group {name}", remark, every[done : done + len(part)]))
         done += len(part)
     return sections

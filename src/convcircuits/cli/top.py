@@ -64,11 +64,20 @@ def top(
         rows, tiles = cut(found, looked.images, _SIDE, told)
         rows = [{"layer": wanted.layer, **row} for row in rows]
     shares = dict(zip(found.units, found.active.tolist(), strict=True))
+    images_of: dict[tuple[int | str, str], list[int]] = {}
+    for row in rows:
+        images_of.setdefault((row["unit"], row["which"]), []).append(row["image"])
     sections = []
     for (unit, which), some in tiles.items():
         heading, remark = "over its range", "drawn from strata of equal width"
         if which == "highest":
             heading, remark = "highest", f"above 0 on {shares[unit]:.0%} of the photographs"
+        else:
+            above = set(images_of.get((unit, "highest"), ()))
+            numbers = images_of[unit, which]
+            some = [tile for tile, image in zip(some, numbers, strict=True) if image not in above]
+            if len(some) < len(numbers):
+                remark += f"; {len(numbers) - len(some)} of {len(numbers)} are above already"
         sections.append(Section(heading if len(shares) == 1 else f"{unit}, {heading}", remark, some))
     sheet = contact_sheet(f"{feature} of {model}", described(found), sections, side=_SIDE, columns=_COLUMNS)
     folder = made_folder(out or Path(named_after(model, wanted.slug)))

@@ -126,12 +126,15 @@ def _write(tuning: "cc.Tuning", by: str, folder: Path, whose: str) -> dict[str, 
     room = min(*tuning.field, *tuning.image)
     shown = [best.preferred(kind)[0] for kind in best.kinds]
     pictures = draw(shown, size=(room, room))[:, 0].tolist()
+    first, one = best.features[0], len(order) == 1
+    if bool(best.excited[0]):
+        and_ = f"and the stimuli that {'it' if one else first} prefers"
+    else:
+        and_ = f"and stimuli, none of which excites {'it' if one else first}"
     tuning_chart(
         best.curves(),
         folder / "tuning.png",
-        title=f"Tuning of {best.features[0]} of {whose}, and the stimuli that it prefers"
-        if len(order) == 1
-        else f"Tuning of units of {whose}, and the stimuli that {best.features[0]} prefers",
+        title=f"Tuning of {first if one else 'units'} of {whose}, {and_}",
         pictures=dict(zip(best.kinds, pictures, strict=True)),
     )
     count = "" if len(order) == 1 else f" of the first {len(best.features)}"

@@ -401,6 +401,16 @@ class HeldOut(Record):
 
 
 @dataclass(frozen=True)
+class Crossed(Record):
+    """What the circuits of groups of images do on held-out images of each group, at one position of each image."""
+
+    verdict: Literal["selective", "not selective", "not decided"]
+    sentence: str  # the verdict and, after a colon, why
+    own: float  # their relative error on their own groups
+    others: float  # on the other groups
+
+
+@dataclass(frozen=True)
 class Group(Record):
     """Nodes of one column, drawn as one."""
 
@@ -457,6 +467,8 @@ class Document(Record):
         ConvCircuitsError: If a field has another type, dtype, shape or range, by name.
     """
 
+    later = ("crossed",)
+
     meta: Meta
     columns: Annotated[tuple[Column, ...], Law("minItems", 1)]  # left to right; the target's is the last
     layers: tuple[DrawnLayer, ...]
@@ -470,6 +482,7 @@ class Document(Record):
     images: ImageMaps | None = None
     held_out: HeldOut | None = None  # None: fidelity was not measured
     view: View = dataclasses.field(default_factory=View)
+    crossed: Crossed | None = None  # None: not circuits of groups, or not cross-tested
 
     def _check(self) -> None:
         if self.variants[0].role != "circuit":

@@ -20,6 +20,7 @@ from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.texts import sentences
 from convcircuits.values.circuit import Circuit
+from convcircuits.values.cross import Cross
 from convcircuits.zoo.images import Crops
 
 
@@ -31,8 +32,10 @@ def group_diagram(
     *,
     fit: Mapping[str, Images] | None = None,
     held_out: Images | None = None,
+    cross: Cross | None = None,
     names: Mapping[str, Sequence[str]] | None = None,
     photographs: Mapping[str, Sequence[Hashable]] | None = None,
+    subjects: bool = False,
     title: str | None = None,
     notes: Sequence[str] = (),
     primaries: Tensor | None = None,
@@ -56,9 +59,12 @@ def group_diagram(
         fit: Name of each group -> the images that its circuit was fitted on. With those of the first, the random
             circuit is refitted as the first circuit was; the average map of ``held_out`` is of all of them.
         held_out: Images of all groups, as for ``score``, to measure every circuit on.
+        cross: The cross-test of the groups, whatever their names there. The page opens with its verdict wherever it
+            compares two groups.
         names: Name of each group -> display names of its images, in order.
         photographs: Name of each group -> the photograph that each of its images is a crop of, in order. A filter then
             shows at most one part of each photograph. If not given, those of ``Crops`` are known.
+        subjects: As for ``split``.
         title: Title of the diagram; names the feature and the model if not given.
         notes: Whole sentences that the page shows under "about".
         primaries: As for ``diagram``.
@@ -84,6 +90,8 @@ def group_diagram(
     for kind, given in (("fit", fit), ("names", names), ("photographs", photographs)):
         if given is not None and set(given) != set(circuits):
             raise ConvCircuitsError(f"{kind} must have an entry for each of {', '.join(map(repr, circuits))}.")
+    if cross is not None and len(cross.groups) != len(circuits):
+        raise ConvCircuitsError(f"cross is of {len(cross.groups)} groups; there are circuits of {len(circuits)}.")
     network = Network(model)
 
     def batches(images: Images) -> Batches:
@@ -116,7 +124,7 @@ def group_diagram(
         document = measured(drawing, document, model, held_out, every, False, None, batch_size, seed, progress)
     meta = dataclasses.replace(document.meta, notes=sentences([*notes, *document.meta.notes]))
     view = data.View(compare=1 if others else None)
-    document = dataclasses.replace(document, meta=meta, view=view)
+    document = dataclasses.replace(document, meta=meta, view=view, crossed=None if cross is None else _crossed(cross))
     shown = figure.drawn_by_any(document, len(circuits))
     document = pictured(
         drawing,
@@ -130,10 +138,16 @@ def group_diagram(
         progress=progress,
         names=named,
         photographs=cropped,
+        subjects=subjects,
     )
     begin(progress, "drawing maps on images")
     document = dataclasses.replace(document, images=seen.document(drawing, shown, primaries, turned, named))
     return Diagram(figure.with_blocks_collapsed(document))
+
+
+def _crossed(cross: Cross) -> data.Crossed:
+    one = cross.selectivity[cross.chosen]
+    return data.Crossed(cross.verdict, cross.verdict_sentence, one.own, one.others)
 
 
 class _InTurn:

@@ -35,7 +35,7 @@ from convcircuits.maps.patches import (
 from convcircuits.maps.receptive_fields import Box, Field, Reading, receptive_fields
 from convcircuits.network.batches import Batches, Progress, begin
 from convcircuits.network.masking import Subject
-from convcircuits.texts import sentences
+from convcircuits.texts import counted, sentences
 
 LABELS = {
     "patches": (
@@ -267,13 +267,15 @@ def pictured(
     progress: Progress | None,
     names: Sequence[Sequence[str] | None] | None = None,
     photographs: Sequence[Sequence[Hashable] | None] | None = None,
+    subjects: bool = False,
     feature_picture: bool = False,
 ) -> data.Document:
     """Add pictures to a document: kernels of the first filters, patches of images, feature visualizations.
 
     With ``feature_picture`` there is a visualization of the target, also if there are none of filters. With
-    ``photographs``, of each group the photograph of each image, a node has at most one patch of each photograph. The
-    images that most patches are of are kept whole, with the ``names`` of each group's images, or their numbers.
+    ``photographs``, of each group the photograph of each image, a node has at most one patch of each photograph; or of
+    each subject, if these are ``subjects`` of photographs. The images that most patches are of are kept whole, with the
+    ``names`` of each group's images, or their numbers.
     """
     album = _Album(len(drawing.graph.site))
     firsts = first_kernels(drawing, primaries)
@@ -287,7 +289,7 @@ def pictured(
             album.add("patches", n, picture, group)
     if seen is not None and primaries is not None:
         of = {group: None if photographs is None else photographs[group or 0] for group in groups}
-        album.searched = {group: _count_of(seen.images[group or 0], some) for group, some in of.items()}
+        album.searched = {group: _count_of(seen.images[group or 0], some, subjects) for group, some in of.items()}
         patches = {group: _patches(drawing, drawn, seen, primaries, group, of[group], progress) for group in groups}
         begin(progress, "choosing typical patches of the target")
         for group, chosen in patches.items():
@@ -422,11 +424,9 @@ def _patches(
     return _cut(chosen, images, primaries, group)
 
 
-def _count_of(images: Batches, photographs: Sequence[Hashable] | None) -> str:
+def _count_of(images: Batches, photographs: Sequence[Hashable] | None, subjects: bool) -> str:
     """Return how many images there are, in words: what drives a filter most in a few need not in more."""
-    if photographs is None:
-        return f"{images.total:,} images"
-    return f"{images.total:,} crops of {len(set(photographs)):,} photographs"
+    return f"{images.total:,} images" if photographs is None else counted(photographs, subjects=subjects)
 
 
 Place = tuple[int, list[int]]  # an image, and a position of a map

@@ -187,11 +187,13 @@ def split(
     progress.phase("looking at photographs")
     for _ in images:  # which of them can be read
         progress(len(images.numbers), images.total_images)
+    subjects = [photograph.subject for photograph in images.photographs]
     found = cc.split(
         loaded.model,
         unit,
         images,
-        photographs=[photograph.subject for photograph in images.photographs],
+        photographs=subjects,
+        subjects=len(set(subjects)) < len(subjects),
         batch_size=project.batch_size,
         progress=progress,
         **options,

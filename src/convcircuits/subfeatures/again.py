@@ -10,7 +10,7 @@ from convcircuits.circuits.controls import treated_alike
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.finding import find, find_path, prune, score
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.network.batches import Batches, Images, Progress
+from convcircuits.network.batches import Batches, Images, Progress, begin
 from convcircuits.network.masking import Subject
 from convcircuits.values.circuit import Circuit
 
@@ -22,6 +22,7 @@ def found_again(
     *,
     batch_size: int = 16,
     progress: Progress | None = None,
+    called: str = "circuits",
 ) -> list[Circuit]:
     """Find circuits of the same sizes by the same criterion, options and refit on other images.
 
@@ -31,12 +32,14 @@ def found_again(
         images: The images to find the others on, as for ``score``.
         batch_size: Maximum number of images that run at once.
         progress: Called with the number of images done and their total (or None).
+        called: What they are circuits of, in words, for the phases of ``progress``.
 
     Raises:
         ConvCircuitsError: If it is not known how the circuits were found, or they were found in different ways, inside
             another circuit or with an option that their files do not hold.
     """
     about = _way(circuits)
+    begin(progress, f"finding {called}")
     criterion, feature = CRITERIA[about["criterion"]], circuits[0].feature
     chosen: dict[str, Any] = {"criterion": about["criterion"], "seed": about["seed"], **about["options"]}
     chosen |= {"batch_size": batch_size, "granularity": circuits[0].granularity, "progress": progress}
@@ -60,10 +63,14 @@ def found_again(
     subject = Subject.open(model, feature, tuple(circuits[0].provenance["input_shape"]))
     network = subject.network
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
-    return [
-        one if _refit(one) == _refit(circuit) else treated_alike(subject, one, circuit, batches)
-        for one, circuit in zip(found, circuits, strict=True)
-    ]
+    made = []
+    for n, (one, circuit) in enumerate(zip(found, circuits, strict=True), start=1):
+        if _refit(one) == _refit(circuit):
+            made.append(one)
+            continue
+        begin(progress, f"refitting {called}, size {n} of {len(circuits)}")
+        made.append(treated_alike(subject, one, circuit, batches, progress=progress))
+    return made
 
 
 def _refit(circuit: Circuit) -> dict[str, Any]:

@@ -21,6 +21,11 @@ class Chosen:
     def __init__(self, images: Images, chosen: Tensor) -> None:
         self.images, self.chosen = images, chosen
 
+    @property
+    def total_images(self) -> int:
+        """Number of images of a pass."""
+        return int(self.chosen.sum())
+
     def __iter__(self) -> Iterator[Tensor]:
         done = 0
         for some in _batches(self.images):
@@ -41,13 +46,14 @@ class Dealt:
     Args:
         groups: The data sets, each as for ``score``.
         hashes: Of the images to yield.
+        total_images: Number of images of a pass, for progress, if it is known.
     """
 
-    def __init__(self, groups: Sequence[Images], hashes: Container[int]) -> None:
+    def __init__(self, groups: Sequence[Images], hashes: Container[int], total_images: int | None = None) -> None:
         whole = [one.images for one in groups if isinstance(one, Chosen)]
         parts = len(whole) == len(groups) and all(one is whole[0] for one in whole)
         self._groups = whole[:1] if parts else groups  # one data set is read once, not once for each of its parts
-        self._hashes = hashes
+        self._hashes, self.total_images = hashes, total_images
 
     def __iter__(self) -> Iterator[Tensor]:
         for images in self._groups:

@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -24,6 +24,7 @@ from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.subfeatures.again import found_again
 from convcircuits.subfeatures.chosen import Dealt
+from convcircuits.texts import number
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.cross import (
     FEW_HELD_OUT,
@@ -53,6 +54,7 @@ def cross(
     *,
     fit: Mapping[str, Images] | None = None,
     photographs: Mapping[str, Sequence[Hashable]] | None = None,
+    subjects: bool = False,
     shuffles: int = 3,
     batch_size: int = 16,
     seed: int = 0,
@@ -75,6 +77,7 @@ def cross(
             of a circuit's provenance.
         photographs: Name of the group -> the photograph that each of its held-out images is a crop of, in order. Crops
             of one are resampled together and count as one. By default each image is its own.
+        subjects: As for ``split``.
         shuffles: Number of random deals of the control. Each costs as much as finding the circuits did.
         batch_size: Maximum number of images that run at once.
         seed: Seed of the deals and of resampling.
@@ -128,22 +131,29 @@ def cross(
     controls: list[_Selective] = []
     kept = Kept(checkpoint, batch_size=batch_size, network=[str(network.device), str(network.dtype)])
     for n in range(shuffles if fit is not None else 0):
-        begin(progress, f"control {n + 1} of {shuffles}: shuffled groups")
+        control = f"control {n + 1} of {shuffles}"
         deal = torch.Generator().manual_seed(seed + n)
         trained, tested = _dealt(seen, deal), _dealt(hashes, deal)
         again = {}
-        for name, some in sizes.items():
-            images = Dealt(list(learned_on.values()), trained[name])
-            find = partial(found_again, model, some, images, batch_size=batch_size, progress=progress)
+        for place, (name, some) in enumerate(sizes.items(), start=1):
+            images = Dealt(list(learned_on.values()), trained[name], _count(trained[name], seen))
+            called = f"circuits of shuffled group {place} of {len(sizes)}, {control}"
+            find = partial(found_again, model, some, images, batch_size=batch_size, progress=progress, called=called)
             like = [dict(one.provenance) for one in some]
             again[name] = kept.circuits(find, like=like, images=sorted(trained[name]))
-        dealt = pooled({name: Dealt(list(groups.values()), some) for name, some in tested.items()})
-        controls.append(_selective(list(_responses(subject, again, dealt, None).values())))
+        dealt = pooled(
+            {name: Dealt(list(groups.values()), some, _count(some, hashes)) for name, some in tested.items()}
+        )
+        begin(progress, f"measuring every circuit on every shuffled group, {control}")
+        controls.append(_selective(list(_responses(subject, again, dealt, progress).values())))
     rows = tuple(_rows(sizes, measured, training))
     table = _table(sizes, list(measured.values()), controls, list(crops.values()), rows, seed)
     chosen = _chosen(table)
     at_chosen = [some[chosen] for some in sizes.values()]
-    notes = [*_notes(measured, training, table[chosen], at_chosen), *_not_apart(measured, crops, table[chosen], seed)]
+    notes = [
+        *_notes(measured, training, table[chosen], at_chosen, "subject" if subjects else "photograph"),
+        *_not_apart(measured, crops, table[chosen], seed),
+    ]
     return Cross(
         feature=str(feature),
         groups={name: len(one.full) for name, one in measured.items()},
@@ -236,7 +246,20 @@ def _responses(
 ) -> dict[str, _Responses]:
     """Return what the full model and every circuit answer on each group's images."""
     sweep = Sweep(subject, list(itertools.chain(*sizes.values())), effective=True)
-    return {name: _Responses.of(sweep, len(sizes), batches, progress) for name, batches in groups.items()}
+    counts = [batches.expected for batches in groups.values()]
+    known = [count for count in counts if count is not None]
+    total = sum(known) if len(known) == len(counts) else None
+    found: dict[str, _Responses] = {}
+    for name, batches in groups.items():
+        before = sum(len(one.full) for one in found.values())
+        told = None if progress is None else _after(before, total, progress)
+        found[name] = _Responses.of(sweep, len(sizes), batches, told)
+    return found
+
+
+def _after(before: int, total: int | None, progress: Progress) -> Progress:
+    """Return a callback for the images of one of several groups, which counts those of all."""
+    return lambda done, _: progress(before + done, total)
 
 
 def _selective(groups: Sequence[_Responses], weights: Sequence[Tensor] | None = None) -> _Selective:
@@ -537,6 +560,7 @@ def _notes(
     training: Mapping[str, _Responses],
     chosen: Selectivity,
     circuits: Sequence[Circuit],
+    noun: str,
 ) -> Iterator[str]:
     if not training:
         yield (
@@ -555,7 +579,7 @@ def _notes(
             "same group can differ much. Give more before you claim anything about the group."
         )
     fewest = chosen.photographs
-    count = f"{fewest} held-out photograph{'s' * (fewest > 1)}"
+    count = number(fewest, f"held-out {noun}")
     if fewest < FEWEST_HELD_OUT:
         interval = "no interval" if fewest == 1 else "the interval is too narrow"
         yield f"A group has only {count}, so {interval}; a verdict takes at least {FEWEST_HELD_OUT} in each."
@@ -599,6 +623,11 @@ def _not_apart(
                 f"their circuits err on each other's images by {value:z.2f} more than on their own (95 % interval "
                 f"{low:z.2f} to {high:z.2f})."
             )
+
+
+def _count(hashes: Container[int], groups: Mapping[str, Sequence[int]]) -> int:
+    """Return how many images, copies included, have one of the hashes."""
+    return sum(one in hashes for some in groups.values() for one in some)
 
 
 def _dealt(groups: Mapping[str, Sequence[int]], dice: torch.Generator) -> dict[str, set[int]]:

@@ -26,6 +26,7 @@ from convcircuits.subfeatures.chosen import some_of
 from convcircuits.subfeatures.crossing import cross
 from convcircuits.subfeatures.grouping import FEWEST, Coordinates, k_means, two_groups_p_value
 from convcircuits.subfeatures.saliencies import DRIVEN, ImageSaliencies, image_saliencies
+from convcircuits.texts import number as counts
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.cross import FEWEST_HELD_OUT, Cross, Word
 from convcircuits.values.feature import Feature
@@ -43,6 +44,7 @@ def split(
     *,
     groups: int | None = None,
     photographs: Sequence[Hashable] | None = None,
+    subjects: bool = False,
     held_out: float = 0.4,
     alpha: float = 0.05,
     criterion: str | Criterion = "gauss_newton",
@@ -74,6 +76,8 @@ def split(
             it. By default the tests decide.
         photographs: The photograph that each image is a crop of, in order. Crops of one are held out together and
             count as one in the test. By default each image is its own; copies are recognized.
+        subjects: Whether ``photographs`` are subjects instead, of which there may be several photographs: what is said
+            then counts subjects.
         held_out: Share of the photographs to hold out, in (0, 1).
         alpha: The p-value up to which a group counts as bimodal, in (0, 1).
         criterion: A one-shot criterion that circuits are found by.
@@ -110,25 +114,27 @@ def split(
     feature = feature.at_maximum()
     subject = opened(model, feature, images, batch_size)
     kept = kept_for(checkpoint, subject, images, batch_size, seed)
-    begin(progress, "reading how each image is computed")
+    noun = "subject" if subjects else "photograph"
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
-    names, notes = numbers_of_photographs(model, images, photographs, batch_size)
+    begin(progress, "looking for copies of images")
+    names, notes = numbers_of_photographs(model, images, photographs, batch_size, progress)
+    begin(progress, "reading how each image is computed")
 
     def read() -> dict[str, Tensor]:
         found = image_saliencies(model, feature, images, memory=memory, **given)
-        check_driven(feature, found.driven, names, 1 if groups is None else groups)  # before anything is kept
+        check_driven(feature, found.driven, names, 1 if groups is None else groups, noun)  # before anything is kept
         return found.as_tensors()
 
     saliencies = ImageSaliencies.from_tensors(kept.tensors(read))
     active = saliencies.driven
-    check_driven(feature, active, names, 1 if groups is None else groups)
+    check_driven(feature, active, names, 1 if groups is None else groups, noun)
     notes += saliencies.notes(feature)
 
-    def find_all(some: Tensor) -> list[Circuit]:
+    def find_all(some: Tensor, called: str) -> list[Circuit]:
         def find() -> list[Circuit]:
-            begin(progress, "finding circuits of a group")
+            begin(progress, f"finding circuits of {called}")
             part = some_of(images, some)
-            return circuits_of_group(subject, part, criterion, densities, refit, memory, given, options)
+            return circuits_of_group(subject, part, criterion, densities, refit, memory, given, options, called)
 
         return kept.circuits(
             find,
@@ -140,12 +146,19 @@ def split(
         groups, fit = ({name: some_of(images, some) for name, some in parts.items()} for parts in (tested, trained))
         crops = {name: names[some.numpy()].tolist() for name, some in tested.items()}
         return cross(
-            model, circuits, groups, fit=fit, photographs=crops, shuffles=shuffles, checkpoint=checkpoint, **given
+            model,
+            circuits,
+            groups,
+            fit=fit,
+            photographs=crops,
+            subjects=subjects,
+            shuffles=shuffles,
+            checkpoint=checkpoint,
+            **given,
         )
 
-    tree = _Tree(
-        saliencies, names, active & ~drawn_photographs(names, active, held_out, seed), alpha, seed, find_all, cross_all
-    )
+    train = active & ~drawn_photographs(names, active, held_out, seed)
+    tree = _Tree(saliencies, names, train, alpha, held_out, noun, seed, find_all, cross_all)
     parts = tree.divide(active) if groups is None else tree.into(active, groups)
     circuits, report = tree.circuits(parts), tree.crossed(parts) if len(parts) > 1 else None
     labels = torch.full((len(active),), -1)
@@ -208,11 +221,13 @@ def circuits_of_group(
     memory: int,
     given: Mapping[str, Any],
     options: Mapping[str, Any],
+    called: str = "a group",
 ) -> list[Circuit]:
     """Find circuits of several sizes on a group of images, and refit them on it.
 
     ``subject`` is the model, opened for the feature, and keeps what is recorded of it from group to group. ``given``
-    has ``batch_size``, ``seed`` and ``progress``; the other arguments are those of ``split``.
+    has ``batch_size``, ``seed`` and ``progress``, to which the group is ``called`` so; the other arguments are those of
+    ``split``.
     """
     if criterion == "gauss_newton":
         options = {"centered": True} | dict(options)
@@ -222,9 +237,13 @@ def circuits_of_group(
     if refit == "none":
         return circuits
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=given["batch_size"])
-    begin(given["progress"], "refitting the group's circuits")
-    fit = Refit(subject, batches, method=refit, seed=given["seed"])  # it runs the full model once for all circuits
-    return [fitted(subject, one, fit) for one in circuits]
+    progress = given["progress"]
+    fit = Refit(subject, batches, method=refit, seed=given["seed"], progress=progress)  # the full model runs but once
+    made = []
+    for n, one in enumerate(circuits, start=1):
+        begin(progress, f"refitting circuits of {called}, size {n} of {len(circuits)}")
+        made.append(fitted(subject, one, fit))
+    return made
 
 
 def check_share(name: str, value: float) -> None:
@@ -260,8 +279,10 @@ class _Tree:
         names: Number of the photograph that each image is a crop of.
         train: Which images are not held out, of those that count.
         alpha: As for ``split``.
+        held_out: As for ``split``.
+        noun: What ``names`` are numbers of: "photograph" or "subject".
         seed: As for ``split``.
-        find_all: Finds the circuits of some images.
+        find_all: Finds the circuits of some images, which are called so.
         cross_all: Cross-tests circuits on held-out and training images of groups.
         tried: Which images it was tried to divide, and what came of it, but for the names of their groups.
     """
@@ -270,8 +291,10 @@ class _Tree:
     names: Numbers
     train: Tensor
     alpha: float
+    held_out: float
+    noun: str
     seed: int
-    find_all: Callable[[Tensor], list[Circuit]]
+    find_all: Callable[[Tensor, str], list[Circuit]]
     cross_all: Callable[[Mapping[str, Sequence[Circuit]], Parts, Parts], Cross]
     tried: list[tuple[Tensor, Division]] = field(default_factory=list)
     _found: dict[bytes, list[Circuit]] = field(default_factory=dict)
@@ -281,7 +304,7 @@ class _Tree:
         """Divide a group, and its parts, as long as both tests say so."""
         p_value, count = self.p_value(part)
         if count < FEWEST:
-            self._tried(part, p_value, _too_few(count), supported=None)
+            self._tried(part, p_value, self._too_few(count), supported=None)
             return {"A": part}
         if p_value > self.alpha:
             said = f"They do not fall into two groups (dip test, p = {p_value:.2g})."
@@ -292,8 +315,9 @@ class _Tree:
         held = min(len(np.unique(self.names[(half & ~self.train).numpy()])) for half in halves.values())
         if trained < 2 or held < FEWEST_HELD_OUT:
             said = (
-                f"Two groups (p = {p_value:.2g}) are too small for a cross-test: one has {trained} training images and "
-                f"{held} held-out photographs, where it takes 2 and {FEWEST_HELD_OUT}."
+                f"Two groups (p = {p_value:.2g}) are too small for a cross-test: one has "
+                f"{counts(trained, 'training image')} and {counts(held, f'held-out {self.noun}')}, where it takes 2 "
+                f"and {FEWEST_HELD_OUT}."
             )
             self._tried(part, p_value, said, supported=None)
             return {"A": part}
@@ -345,7 +369,7 @@ class _Tree:
                     "fewer groups, or give more images."
                 )
         if photographs < FEWEST:
-            bimodal, dip = None, _too_few(photographs)
+            bimodal, dip = None, self._too_few(photographs)
         elif p_value > self.alpha:
             bimodal, dip = False, f"All images together do not fall into two groups (dip test, p = {p_value:.2g})."
         else:
@@ -375,10 +399,11 @@ class _Tree:
     def circuits(self, parts: Parts) -> dict[str, list[Circuit]]:
         """Return the circuits of each group."""
         found = {}
-        for name, part in parts.items():
+        for n, (name, part) in enumerate(parts.items(), start=1):
             key = part.numpy().tobytes()
             if key not in self._found:
-                self._found[key] = self.find_all(part & self.train)
+                called = f"group {n} of {len(parts)}" if len(parts) > 1 else "all images"
+                self._found[key] = self.find_all(part & self.train, called)
             found[name] = self._found[key]
         return found
 
@@ -412,6 +437,20 @@ class _Tree:
         labels[part] = torch.from_numpy(fitted.predict(coordinates.of(self.saliencies.of(part).layers))).long()
         return _named([labels == one for one in range(count)])
 
+    def _too_few(self, count: int) -> str:
+        verb = "is" if count == 1 else "are"
+        return (
+            f"{counts(count, self.noun)} {verb} too few to tell whether they fall into groups: so many are left to "
+            f"learn from when a share of {self.held_out:g} is held out. It takes {FEWEST}, that is {self._needed} with "
+            "the held-out ones."
+        )
+
+    @property
+    def _needed(self) -> int:
+        """The fewest photographs of which ``FEWEST`` are left to learn from."""
+        least = max(FEWEST, int((FEWEST - 0.5) / (1 - self.held_out)))  # up to rounding
+        return next(n for n in itertools.count(least) if n - held_out_of(n, self.held_out) >= FEWEST)
+
     def _tried(
         self,
         part: Tensor,
@@ -427,11 +466,6 @@ class _Tree:
         self.tried.append((part, Division(int(some.sum()), count, p_value, report, kept, sentence, supported, ())))
 
 
-def _too_few(count: int) -> str:
-    photographs = "1 photograph is" if count == 1 else f"{count} photographs are"
-    return f"{photographs} too few to tell whether they fall into groups (at least {FEWEST})."
-
-
 def _named(parts: Sequence[Tensor]) -> dict[str, Tensor]:
     """Name groups by letters: the largest first, and of equal ones that with the first image, whatever their order."""
     ordered = sorted(parts, key=lambda part: (-int(part.sum()), part.nonzero()[:1].tolist()))
@@ -439,11 +473,15 @@ def _named(parts: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def numbers_of_photographs(
-    model: nn.Module, images: Images, photographs: Sequence[Hashable] | None, batch_size: int
+    model: nn.Module,
+    images: Images,
+    photographs: Sequence[Hashable] | None,
+    batch_size: int,
+    progress: Progress | None = None,
 ) -> tuple[Numbers, list[str]]:
     """Return the number of each image's photograph, the same for copies, and a note if there are copies."""
     network = Network(model)
-    batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
+    batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size, progress=progress)
     hashes, again = ([key for _, some in batches.hashed() for key in some] for _ in range(2))
     if hashes != again:
         raise ConvCircuitsError(
@@ -469,16 +507,20 @@ def drawn_photographs(names: Numbers, active: Tensor, share: float, seed: int) -
     """Draw the images to hold out, by photograph, of those that count."""
     counted = np.unique(names[active.numpy()])
     drawn = np.random.default_rng(seed).permutation(counted)
-    drawn = drawn[: min(max(1, round(share * len(counted))), len(counted) - 1)]  # on each side at least one
-    return torch.from_numpy(np.isin(names, drawn))
+    return torch.from_numpy(np.isin(names, drawn[: held_out_of(len(counted), share)]))
 
 
-def check_driven(feature: Feature, driven: Tensor, names: Numbers, groups: int) -> None:
+def held_out_of(count: int, share: float) -> int:
+    """Return how many photographs of so many are held out: at least one, and not all."""
+    return min(max(1, round(share * count)), count - 1)
+
+
+def check_driven(feature: Feature, driven: Tensor, names: Numbers, groups: int, noun: str = "photograph") -> None:
     """Check that images of enough photographs drive a feature."""
     count, needed = len(np.unique(names[driven.numpy()])), max(2, 2 * groups)
     if count < needed:
         raise ConvCircuitsError(
             f"{feature} is above 0, and at least {DRIVEN:.0%} of its highest response, on {int(driven.sum())} of "
-            f"{len(driven)} images, of {count} photograph{'s' * (count != 1)}; to find and to test {groups} "
-            f"group{'s' * (groups > 1)} it takes at least {needed}. Give other images or another unit."
+            f"{len(driven)} images, of {counts(count, noun)}; to find and to test {counts(groups, 'group')} it takes "
+            f"at least {needed}. Give other images or another unit."
         )

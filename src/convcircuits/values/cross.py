@@ -110,7 +110,7 @@ class Selectivity:
         low: Lower end of the 95 % interval of ``value``, over resampled photographs; NaN if a group has a single one.
         high: Its upper end.
         shuffled: ``value`` of circuits found alike on groups dealt at random, one for each deal.
-        photographs: Number of held-out photographs of the group that has the fewest.
+        photographs: Number of held-out photographs, or of their subjects, of the group that has the fewest.
         train: Mean of ``error`` of the circuits on the images that they were found on; NaN if they were not given.
         verdict: ``"selective"`` if ``low`` is above 0 and above every value in ``shuffled``; ``"not selective"`` if
             ``value`` is not; otherwise ``"not decided"``, also without any ``shuffled``, and always with fewer than
@@ -219,8 +219,8 @@ class Cross:
         """
         return frame([dataclasses.asdict(row) for row in self.rows])
 
-    def summary(self) -> str:
-        """Return the errors as a table, the selectivity of each size, the verdict and the notes."""
+    def summary(self, *, verdict: bool = True) -> str:
+        """Return the errors as a table, the selectivity of each size, the verdict if it is wanted, and the notes."""
         head, *rows = self._cells()
         wide = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
         return "\n".join(
@@ -230,7 +230,7 @@ class Cross:
                     "  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip()
                     for row in (head, *rows)
                 ),
-                self.verdict_sentence,
+                *([self.verdict_sentence] if verdict else []),
                 *(f"note: {printable(note)}" for note in self.notes),
             ]
         )

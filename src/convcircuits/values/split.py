@@ -24,7 +24,7 @@ class Division:
 
     Attributes:
         images: Number of training images of the group.
-        photographs: Number of photographs that they are crops of.
+        photographs: Number of photographs that they are crops of, or of their subjects.
         p_value: Of the hypothesis that they form one group, by Hartigan's dip on photographs that did not choose the
             direction.
         cross: The cross-test of the parts, if it was made.
@@ -105,6 +105,11 @@ class Split:
         numbers = chosen.nonzero()[:, 0]
         return numbers[self.confidence[numbers].argsort(descending=True, stable=True)]
 
+    def tested_circuits(self) -> dict[str, tuple[Circuit, ...]]:
+        """Return each group's circuits from the largest to the size that the verdict is about, which is the last."""
+        last = None if self.cross is None else self.cross.chosen + 1
+        return {name: some[:last] for name, some in self.circuits.items()}
+
     @property
     def verdict_sentence(self) -> str:
         """How many mechanisms were found, or what the tests say of the groups that were asked for; and why."""
@@ -158,7 +163,7 @@ class Split:
         lines += [f"{name}: {count} images, {held} of them held out" for name, count, held in self._counts()]
         lines += [f"{' and '.join(one.groups)}: {one.sentence}" for one in self.divisions[1:]]
         if self.cross is not None:
-            lines.append(self.cross.summary())
+            lines.append(self.cross.summary(verdict=self.cross.verdict_sentence not in self.verdict_sentence))
         return "\n".join([*lines, *(f"note: {printable(note)}" for note in self.notes)])
 
     def __repr__(self) -> str:

@@ -139,9 +139,16 @@ class Stimulus:
         shown = {name: getattr(self, name) for name in _parameters(self.kind)}
         if self.background == Stimulus.background:
             del shown["background"]
-        text = ", ".join(f"{name}={value:g}" for name, value in shown.items())
-        offset = "" if self.offset == (0, 0) else ", offset=({:g}, {:g})".format(*self.offset)
+        text = ", ".join(f"{name}={_short(value)}" for name, value in shown.items())
+        offset = "({}, {})".format(*map(_short, self.offset))
+        offset = "" if offset == "(0, 0)" else f", offset={offset}"
         return f"Stimulus({self.kind}, {text}{offset})"
+
+
+def _short(value: float) -> str:
+    """Return a parameter for a reader: two decimals from 1 on, three digits below."""
+    rounded = round(value, 2) if abs(value) >= 1 else float(f"{round(value, 9):.3g}")
+    return f"{rounded + 0.0:g}"
 
 
 def _parameters(kind: str) -> tuple[str, ...]:

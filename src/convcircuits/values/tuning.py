@@ -195,6 +195,11 @@ class Tuning:
         highest = self.highest()
         return (highest <= 0) | (highest < WEAK * highest.median())
 
+    @cached_property
+    def excited(self) -> Tensor:
+        """Which units some stimulus excites, bool (U,): to above 0 and above the response to its background."""
+        return (self.responses.amax(1) > 0) & (self.highest() > 0)
+
     # ---------------------------------------- tables
 
     def units(self) -> list[dict[str, Any]]:
@@ -244,11 +249,16 @@ class Tuning:
         ]
 
     def curves(self) -> list[dict[str, Any]]:
-        """Return all tuning curves of more than one value, one row per unit, kind, parameter and value."""
+        """Return all tuning curves of more than one value, one row per unit, kind, parameter and value.
+
+        A parameter is left out if no unit has a relative response at more than one of its values.
+        """
         found = []
         for kind in self.kinds:
             for parameter in (name for name in VARIED if name in ("size", "contrast", *OWN[kind])):
                 values, curves = self.along(kind, parameter)
+                if int((~curves.isnan()).sum(1).amax()) < 2:
+                    continue
                 found += [
                     {
                         "feature": str(feature),
@@ -259,7 +269,7 @@ class Tuning:
                     }
                     for feature, curve in zip(self.features, curves.tolist(), strict=True)
                     for value, relative in zip(values, curve, strict=True)
-                    if len(values) > 1 and not math.isnan(relative)
+                    if not math.isnan(relative)
                 ]
         return found
 

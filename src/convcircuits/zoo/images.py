@@ -328,9 +328,12 @@ def split_photographs(
         several = "s" * (len(subjects) != 1)
         what = f"photograph{several}" if len(subjects) == len(by_name) else f"subject{several} of photographs"
         copies = f" ({len(photographs) - len(by_name)} copies left out)" if len(by_name) < len(photographs) else ""
+        both = f"{len(subjects)} {what}{copies}"
+        if len(subjects) < 2:
+            raise ConvCircuitsError(f"{both} cannot be split in two; give at least two.")
         raise ConvCircuitsError(
-            f"{option('held_out', held_out)} of {len(subjects)} {what}{copies} leaves {len(subjects) - count} and "
-            f"{count}; both parts need at least one. Give more photographs, or a share closer to 0.5."
+            f"{option('held_out', held_out)} of {both} leaves {len(subjects) - count} and {count}; both parts need at "
+            "least one. Give more photographs, or a share closer to 0.5."
         )
     chosen = set(random.Random(seed).sample(subjects, count))
     kept = [photograph for photograph in by_name if photograph.subject not in chosen]

@@ -114,7 +114,7 @@ def _strokes(side: float, common: dict[str, float]) -> Iterator[Stimulus]:
     """Yield the strokes of one width and contrast."""
     for size, shift in product([share * side for share in _LENGTHS], (-side / 8, 0.0, side / 8)):
         for angle in range(0, 360, 15):
-            across = -shift * math.cos(math.radians(angle)), -shift * math.sin(math.radians(angle))
+            across = _clean(-shift * math.cos(math.radians(angle))), _clean(-shift * math.sin(math.radians(angle)))
             if angle < 180:
                 yield Stimulus("line", size, orientation=angle, offset=across, **common)
             if angle % 30 == 0:
@@ -125,6 +125,11 @@ def _strokes(side: float, common: dict[str, float]) -> Iterator[Stimulus]:
         if edge >= common["width"]:
             yield Stimulus("circle", size, offset=offset, **common)
             yield from (Stimulus("square", edge, orientation=angle, offset=offset, **common) for angle in (0, 30, 60))
+
+
+def _clean(length: float) -> float:
+    """Return a length without what rounding leaves of 0."""
+    return round(length, 9) + 0.0
 
 
 def _fits(stimulus: Stimulus, side: float) -> bool:
