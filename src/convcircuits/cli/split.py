@@ -177,6 +177,8 @@ def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told
     last = None if found.cross is None else found.cross.chosen + 1
     sizes = {name: some[:last] for name, some in found.circuits.items()}
     notes = [found.verdict_sentence]
+    if found.borders is not None and found.borders.separate:
+        notes.append(found.borders.sentence)
     if found.cross is not None:
         notes += _errors(found.cross)
         notes.append("R2 of each circuit is over all positions of the held-out images of all groups together.")
@@ -220,6 +222,7 @@ def _said(found: "cc.Split", undrawn: Sequence[str]) -> dict[str, Any]:
         "groups": {name: len(found.images(name)) for name in found.circuits},
         "asked": found.asked,
         "verdict": found.verdict_sentence,
+        "borders": None if found.borders is None else found.borders.as_dict(),
         "divisions": [
             {
                 "groups": list(one.groups),
