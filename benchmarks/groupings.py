@@ -9,6 +9,7 @@ with the folders. Every unit is written to a file when it ends, so the benchmark
     python benchmarks/groupings.py gcompris:FOLDER
     python benchmarks/groupings.py FOLDER --only-write    # the tables, from what is there
     python benchmarks/groupings.py FOLDER --no-cross      # without the cross-test, which takes most of the time
+    python benchmarks/groupings.py FOLDER --borders       # add what records lack of the border, without the cross-test
 """
 
 import argparse
@@ -33,6 +34,9 @@ from convcircuits.maps.top import full_maps
 from convcircuits.maps.units import all_units
 from convcircuits.network.batches import Batches
 from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
+from convcircuits.subfeatures.borders import counted, seen_places
+from convcircuits.values.borders import APART, SURE
 from convcircuits.values.groupings import KNOWN
 from convcircuits.zoo.images import Photograph, distinct, photographs
 from convcircuits.zoo.models import LoadedModel, load_model
@@ -59,7 +63,7 @@ SHORT = {OWN: "two folders", PACKAGED: "animals and monuments"}
 COLORS = {"several": "#0072b2", "one": "#c2570c"}
 SHOWN, BOTH, ONE = 0.25, 0.35, 0.9
 FIGURED = {"ari": "adjusted Rand index", "selectivity": "selectivity of circuits"}
-FIGURES = ("ari", "accuracy", "stability", "selectivity", "own")
+FIGURES = ("ari", "accuracy", "stability", "selectivity", "own", "border")
 RULE = (
     f"of the quarter of the photographs that a unit is highest on, at least {BOTH:.0%} are of each group (several), or "
     f"at least {ONE:.0%} of one (one), each group weighted by its size; and the unit is above 0 on at least 80 % of "
@@ -111,21 +115,59 @@ def measured(
     }
 
 
+def with_borders(
+    record: dict[str, Any], loaded: LoadedModel, images: Tensor, groups: list[str], highest: Tensor
+) -> dict[str, Any]:
+    """Return a record with what ``measured`` says of the border now, for which no circuits are needed.
+
+    Groups that come out otherwise now, since k-means decides near ties by rounding, and shuffled ones get no figure.
+
+    Args:
+        record: The record.
+        loaded: Its network.
+        images: Its photographs.
+        groups: Their known groups.
+        highest: The flat position at which the unit is highest on each.
+    """
+    feature = cc.Feature(record["layer"], record["unit"], position="max")
+    found = cc.groupings(loaded.model, feature, images, known=groups, density=None, resamples=0, batch_size=8)
+    shape = tuple(images.shape[1:])
+    seen = seen_places(Subject.open(Network(loaded.model), feature, shape), highest, [shape] * len(images))
+    assert not isinstance(seen, str), seen
+    driven = next(iter(found.labels.values())) >= 0
+    known = counted(seen, {kind: driven & torch.tensor([one == kind for one in groups]) for kind in set(groups)})
+    figures: dict[str, tuple[float | None, bool | None]] = {KNOWN: (known.difference, known.separate)}
+    for row in found.rows:
+        (before,) = (one["ari"] for one in record["rows"] if one["by"] == row.by)
+        if abs(row.ari - before) > 1e-9:
+            print(f"Groups of {feature} by {row.by} are not those of the record: ARI {row.ari}, then {before}.")
+            continue
+        figures[row.by] = row.border, row.by_border
+    rows = []
+    for row in record["rows"]:
+        border, by_border = figures.get(row["by"], (None, None))
+        rows.append(row | {"border": border, "by_border": by_border})
+    return record | {"rows": rows}
+
+
 def table(records: Sequence[dict[str, Any]]) -> list[str]:
     """Return the lines of a table: medians over units, and how many are best."""
     lines = [
-        "| grouped by | ARI, median (range) | held-out accuracy | stability | selectivity | own error | best ARI |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| grouped by | ARI, median (range) | held-out accuracy | stability | selectivity | own error | border | "
+        "by the border | best ARI, with ties |",
+        f"|{' --- |' * 9}",
     ]
     for by in dict.fromkeys(row["by"] for one in records for row in one["rows"]):
         rows = [row for one in records for row in one["rows"] if row["by"] == by]
-        cells = [spread([row[name] for row in rows]) for name in FIGURES]
+        cells = [spread([row.get(name) for row in rows]) for name in FIGURES]
         best = sum(
             row["ari"] == max(other["ari"] for other in one["rows"] if other["by"] != KNOWN)
             for one in records
             for row in one["rows"]
             if row["by"] == by
         )
+        separate = [row["by_border"] for row in rows if row.get("by_border") is not None]
+        cells.append(f"{sum(separate)} of {len(separate)}" if separate else "–")
         lines.append(f"| {by} | {' | '.join(cells)} | {best if by != KNOWN else '–'} of {len(rows)} |")
     return lines
 
@@ -134,21 +176,21 @@ def spread(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "–"
-    return f"{statistics.median(known):.2f} ({min(known):.2f} to {max(known):.2f})"
+    return f"{statistics.median(known):z.2f} ({min(known):z.2f} to {max(known):z.2f})"
 
 
 def chart(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw each unit's agreement with the known groups, and the selectivity of its groups' circuits."""
-    nets = list(dict.fromkeys(one["net"] for one in records))
+    nets = list(dict.fromkeys((one["net"], one["layer"]) for one in records))
     rows = [(source, value) for source in (OWN, PACKAGED) for value in FIGURED]
     figure = Figure(figsize=(2.4 * len(nets), 2.3 * len(rows) + 1), layout="constrained")
     panels = figure.subplots(len(rows), len(nets), sharex=True, sharey="row", squeeze=False)
     names = list(dict.fromkeys(row["by"] for one in records for row in one["rows"]))
-    for (n, (source, value)), (column, net) in itertools.product(enumerate(rows), enumerate(nets)):
+    for (n, (source, value)), (column, (net, layer)) in itertools.product(enumerate(rows), enumerate(nets)):
         panel = panels[n, column]
         panel.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
         for shift, (kind, color) in zip((-0.17, 0.17), COLORS.items(), strict=True):
-            about = {"photographs": source, "net": net, "kind": kind}
+            about = {"photographs": source, "net": net, "layer": layer, "kind": kind}
             some = [one for one in records if about.items() <= one.items()]
             for place, name in enumerate(names):
                 found = [row[value] for one in some for row in one["rows"] if row["by"] == name]
@@ -159,7 +201,7 @@ def chart(records: Sequence[dict[str, Any]], path: Path) -> None:
         if column == 0:
             panel.set_ylabel(f"{SHORT[source]}:\n{FIGURED[value]}", fontsize=9)
         if n == 0:
-            panel.set_title(net, fontsize=9)
+            panel.set_title(f"{net}\n{layer}", fontsize=9)
         panel.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
     for kind, color in COLORS.items():
         panels[0, 0].plot([], [], "o", color=color, markersize=4, label=f"units that answer to {kind}")
@@ -185,6 +227,12 @@ def write(folder: Path, out: Path | None) -> None:
         "were found from](groupings.webp)",
         "",
         "Dots are units, bars their medians.",
+        "",
+        "In the tables, *border* is the largest difference of two groups' shares of photographs on which the unit is",
+        "highest at the border, where padding is seen: where its receptive field leaves the image, at the edge of its",
+        f"map, or on one side of it. If that is at least {100 * APART:.0f} %, with p of at most {SURE} by Fisher's",
+        "exact test, the groups are *by the border*: they may be ways of seeing padding, not mechanisms of what is in",
+        "the photographs.",
         "",
         FINDINGS.read_text(),
     ]
@@ -213,9 +261,12 @@ def main() -> None:
     parser.add_argument("images", help="folder with a subfolder for each group, or gcompris:FOLDER")
     parser.add_argument("--folder", type=Path, default=RECORDS, help="where figures are kept")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
-    parser.add_argument("--net", action="append", choices=[net for net, *_ in NETS], help="only this network")
+    parser.add_argument(
+        "--net", action="append", choices=[*dict.fromkeys(net for net, *_ in NETS)], help="only this network"
+    )
     parser.add_argument("--units", type=int, default=8, help="number of units of each kind")
     parser.add_argument("--no-cross", action="store_true", help="leave out the cross-test")
+    parser.add_argument("--borders", action="store_true", help="only add figures of the border to what is there")
     parser.add_argument("--only-write", action="store_true", help="measure nothing")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -230,7 +281,19 @@ def main() -> None:
         network = Network(loaded.model)
         batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=16)
         every = all_units(network, layer, tuple(images.shape[1:]))
-        values = torch.cat([maps.flatten(2).amax(2) for _, maps, _ in full_maps(every, batches)])
+        values, highest = (
+            torch.cat(some)
+            for some in zip(*(maps.flatten(2).max(2) for _, maps, _ in full_maps(every, batches)), strict=True)
+        )
+        if given.borders:
+            for file in sorted(given.folder.glob("*.json")):
+                record = json.loads(file.read_text())
+                lacks = any("border" not in row for row in record["rows"])
+                if {"photographs": source, "net": net, "layer": layer}.items() <= record.items() and lacks:
+                    added = with_borders(record, loaded, images, groups, highest[:, record["unit"]])
+                    write_whole(file, json.dumps(added, indent=1).encode())
+                    print(net, layer, record["unit"], flush=True)
+            continue
         chosen = chosen_units(values, groups, wanted[net])
         for kind, units in chosen.items():
             wanted[net][kind] -= len(units)

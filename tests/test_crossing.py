@@ -278,7 +278,9 @@ def test_the_interval_of_circuits_that_do_not_differ_is_rarely_above_0():
             for _ in range(2):
                 full = torch.rand(count, generator=dice).double() + 0.5
                 wrong = 0.3 * full[:, None, None] * torch.randn(count, 2, 1, generator=dice).double()
-                groups.append(_Responses(full, full[:, None, None] + wrong, torch.zeros(2, 1), 1.0))
+                nowhere = torch.zeros(count, dtype=torch.long)
+                values = full[:, None, None] + wrong
+                groups.append(_Responses(full, values, torch.zeros(2, 1), 1.0, nowhere, []))
             again = torch.Generator().manual_seed(seed)
             weights = [_resampled(torch.arange(count), again) for _ in groups]
             found += float(_selective(groups, weights).value[:, 0].quantile(0.025)) > 0

@@ -176,6 +176,8 @@ def _diagram(found: "cc.Split", looked: "View", batch_size: int, seed: int, told
     subjects = [photograph.subject for photograph in looked.images.photographs]
     title = f"{looked.loaded.name} {found.feature}"
     notes = [found.verdict_sentence]
+    if found.borders is not None and found.borders.separate:
+        notes.append(found.borders.sentence)
     if found.cross is not None:
         notes += _errors(found.cross)
         notes.append("R2 of each circuit is over all positions of the held-out images of all groups together.")
@@ -218,6 +220,7 @@ def _said(found: "cc.Split", undrawn: Sequence[str]) -> dict[str, Any]:
         "groups": {name: len(found.images(name)) for name in found.circuits},
         "asked": found.asked,
         "verdict": found.verdict_sentence,
+        "borders": None if found.borders is None else found.borders.as_dict(),
         "divisions": [
             {
                 "groups": list(one.groups),

@@ -21,6 +21,7 @@ from convcircuits.network.batches import Batches, Images, Progress, begin, check
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
+from convcircuits.subfeatures.borders import counted, seen_places
 from convcircuits.subfeatures.chosen import some_of
 from convcircuits.subfeatures.crossing import cross
 from convcircuits.subfeatures.grouping import Coordinates, Vectors, k_means
@@ -122,7 +123,7 @@ def groupings(
     subject = opened(model, feature, images, batch_size)
     kept = kept_for(checkpoint, subject, images, batch_size, seed)
     begin(progress, "reading how each image is computed")
-    names, notes = numbers_of_photographs(model, images, photographs, batch_size)
+    names, shapes, notes = numbers_of_photographs(model, images, photographs, batch_size)
     kinds, classes = _known(known, len(names))
     count = whole_number("groups", groups, 2) if groups is not None else max(2, kinds)
 
@@ -155,9 +156,9 @@ def groupings(
             how=[criterion, [density], refit, options],
         )
 
-    crossed: dict[frozenset[bytes], tuple[float, ...]] = {}  # descriptions may agree
+    crossed: dict[frozenset[bytes], tuple[float, float, float, float]] = {}  # descriptions may agree
 
-    def selectivity(labels: Tensor) -> tuple[float, ...]:
+    def selectivity(labels: Tensor) -> tuple[float, float, float, float]:
         """Return the selectivity of the groups' circuits, the ends of its interval, and the error on their own."""
         parts = {str(one): labels == one for one in range(int(labels.max()) + 1)}
         sizes = [int((part & some).sum()) for part in parts.values() for some in (train, held)]
@@ -173,12 +174,17 @@ def groupings(
             crossed[key] = found.value, found.low, found.high, found.own
         return crossed[key]
 
-    rows, labels = [], {}
+    rows, labels, borders = [], {}, {}
+    seen = seen_places(subject, saliencies.position, shapes)
 
     def add(by: str, size: int, found: Tensor, stable: float) -> None:
         labels[by] = found
         agreement = (_NAN, _NAN) if known is None else _agreement(found, classes, train, active)
-        rows.append(Grouping(by, size, *agreement, stable, *selectivity(found)))
+        border, separate = _NAN, False
+        if not isinstance(seen, str):
+            borders[by] = counted(seen, {str(one): found == one for one in range(int(found.max()) + 1)})
+            border, separate = borders[by].difference, borders[by].separate
+        rows.append(Grouping(by, size, *agreement, stable, *selectivity(found), border, separate))
 
     if known is not None and density is not None:
         add(KNOWN, 0, _dense(torch.where(active, classes, -1)), _NAN)
@@ -190,12 +196,16 @@ def groupings(
         add(SHUFFLED, 0, _dealt(labels[SALIENCIES], (train, held), seed), _NAN)
     if density is not None and any(row.selectivity != row.selectivity for row in rows):
         notes.append("Where a group has fewer than two training or held-out images, there is no cross-test.")
+    if isinstance(seen, str):
+        notes.append(seen)
+    notes += [f"* By {by}: {some.sentence}" for by, some in borders.items() if some.separate]
     return Groupings(
         feature=str(feature),
         density=density,
         rows=tuple(rows),
         labels=labels,
         held_out=int(held.sum()),
+        borders=borders,
         notes=tuple(notes),
         provenance={
             "images": len(active),

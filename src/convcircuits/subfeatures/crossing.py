@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from convcircuits.circuits.resuming import Kept
@@ -23,6 +23,7 @@ from convcircuits.network.laws import checked
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.subfeatures.again import found_again
+from convcircuits.subfeatures.borders import Shape, counted, seen_places
 from convcircuits.subfeatures.chosen import Dealt
 from convcircuits.texts import number
 from convcircuits.values.circuit import Circuit
@@ -151,6 +152,7 @@ def cross(
     chosen = _chosen(table)
     at_chosen = [some[chosen] for some in sizes.values()]
     notes = [
+        *_at_border(subject, measured),
         *_notes(measured, training, table[chosen], at_chosen, "subject" if subjects else "photograph"),
         *_not_apart(measured, crops, table[chosen], seed),
     ]
@@ -190,31 +192,39 @@ class _Responses:
         values: The same in the circuits, (n, circuits' groups, sizes).
         missed: Squared error over all positions of all images, (circuits' groups, sizes).
         spread: Squared deviation of the full model's map from its mean, over the same.
+        position: Flat position of each image in its map, (n,).
+        shapes: The shape (C, H, W) of each image.
     """
 
     full: Float[Tensor, " n"]
     values: Float[Tensor, "n groups sizes"]
     missed: Float[Tensor, "groups sizes"]
     spread: float
+    position: Int[Tensor, " n"]
+    shapes: Sequence[Shape]
 
     @classmethod
     def of(cls, sweep: Sweep, count: int, batches: Batches, progress: Progress | None) -> "_Responses":
         """Run the full model and all circuits, those of ``count`` groups, on a group's images."""
         positions, form = Positions(sweep.subject), (count, -1)
         full, values, done, spread = [], [], 0, _Spread()
+        where, shapes = [], list[Shape]()
         missed = torch.zeros(len(sweep.kept), dtype=torch.float64)
         for images in batches:
             with torch.no_grad():
                 expected, *others = (one.double().cpu() for one in sweep.maps(images))
             indices = positions.counted(expected, images)
             full.append(at(expected, indices)[:, 0])
+            where.append(torch.zeros(len(images), dtype=torch.long) if indices is None else indices[:, 0])
+            shapes += [tuple(images.shape[1:])] * len(images)
             values.append(torch.stack([at(one, indices)[:, 0] for one in others], 1))
             missed += torch.stack([(one - expected).square().sum() for one in others])
             spread.add(flattened(expected))
             done += len(images)
             if progress is not None:
                 progress(done, batches.expected)
-        return cls(torch.cat(full), torch.cat(values).reshape(done, *form), missed.reshape(form), spread.total)
+        answered = torch.cat(full), torch.cat(values).reshape(done, *form)
+        return cls(*answered, missed.reshape(form), spread.total, torch.cat(where), shapes)
 
     def errors(self, weights: Float[Tensor, "times n"]) -> Float[Tensor, "times groups sizes"]:
         """Return the relative error of each circuit, if each image counts as often as a row of weights says."""
@@ -596,6 +606,22 @@ def _notes(
             f"At {chosen.density:.2%} of the kernels the circuits' error on their own groups is {chosen.train:z.2f} in "
             f"training and {chosen.own:z.2f} on held-out images: they overfit. Give more images, or do not refit."
         )
+
+
+def _at_border(subject: Subject, measured: Mapping[str, _Responses]) -> Iterator[str]:
+    """Yield a remark if the border of the map tells the groups apart, or if that is not known."""
+    seen = seen_places(
+        subject,
+        torch.cat([one.position for one in measured.values()]),
+        list(itertools.chain(*(one.shapes for one in measured.values()))),
+    )
+    if isinstance(seen, str):
+        yield seen
+        return
+    of = torch.repeat_interleave(torch.tensor([len(one.full) for one in measured.values()]))
+    borders = counted(seen, {name: of == n for n, name in enumerate(measured)})
+    if borders.separate:
+        yield borders.sentence
 
 
 def _not_apart(

@@ -22,6 +22,7 @@ from convcircuits.network.batches import Batches, Images, Progress, begin, check
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
+from convcircuits.subfeatures.borders import Shape, counted, seen_places
 from convcircuits.subfeatures.chosen import some_of
 from convcircuits.subfeatures.crossing import cross
 from convcircuits.subfeatures.grouping import FEWEST, Coordinates, k_means, two_groups_p_value
@@ -68,9 +69,13 @@ def split(
     apart are merged. All comparisons use the same held-out images: these take part in choosing the groups, so a
     selectivity of more than two groups, or of merged ones, is somewhat too good.
 
+    At the border of a map a feature sees padding, and is computed in another way than elsewhere. If groups differ in
+    whether their images are highest there (``Split.borders``), the verdict and a note say so.
+
     Args:
         model: Any CNN.
-        feature: One unit or a direction. It is taken at each image's own maximum, unless it has a single position.
+        feature: One unit or a direction. It is taken at each image's own maximum over the whole map, also with the
+            position ``"interior"``, unless it has a single position or ``Boxes``.
         images: As for ``score``, but in the same order in every pass.
         groups: Divide into this many, whatever the tests say: the report's first sentence is then whether they support
             it. By default the tests decide.
@@ -117,7 +122,7 @@ def split(
     noun = "subject" if subjects else "photograph"
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
     begin(progress, "looking for copies of images")
-    names, notes = numbers_of_photographs(model, images, photographs, batch_size, progress)
+    names, shapes, notes = numbers_of_photographs(model, images, photographs, batch_size, progress)
     begin(progress, "reading how each image is computed")
 
     def read() -> dict[str, Tensor]:
@@ -164,6 +169,11 @@ def split(
     labels = torch.full((len(active),), -1)
     for number, part in enumerate(parts.values()):
         labels[part] = number
+    seen = seen_places(subject, saliencies.position, shapes)
+    borders = None if isinstance(seen, str) else counted(seen, parts)
+    if len(parts) > 1:
+        about = seen if isinstance(seen, str) else "" if borders is None else borders.sentence
+        notes = [about, *notes] if about else notes
     return Split(
         feature=str(feature),
         labels=labels,
@@ -174,6 +184,7 @@ def split(
         circuits={name: tuple(some) for name, some in circuits.items()},
         cross=report,
         divisions=tree.divided(parts),
+        borders=borders,
         asked=groups is not None,
         notes=tuple(notes),
         provenance={
@@ -478,11 +489,12 @@ def numbers_of_photographs(
     photographs: Sequence[Hashable] | None,
     batch_size: int,
     progress: Progress | None = None,
-) -> tuple[Numbers, list[str]]:
-    """Return the number of each image's photograph, the same for copies, and a note if there are copies."""
+) -> tuple[Numbers, list[Shape], list[str]]:
+    """Return the number of each image's photograph, the same for copies; its shape; and a note if there are copies."""
     network = Network(model)
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size, progress=progress)
-    hashes, again = ([key for _, some in batches.hashed() for key in some] for _ in range(2))
+    shaped = [(key, tuple(batch.shape[1:])) for batch, some in batches.hashed() for key in some]
+    hashes, again = [key for key, _ in shaped], [key for _, some in batches.hashed() for key in some]
     if hashes != again:
         raise ConvCircuitsError(
             "images are not the same in every pass, or come in another order, so groups of them mean nothing; give a "
@@ -500,7 +512,7 @@ def numbers_of_photographs(
         copies += key in by_hash
         found.append(by_hash.setdefault(key, number))
     note = f"{copies} images are copies of others; copies are held out together and count once in the test."
-    return np.array(found), [note] if copies else []
+    return np.array(found), [shape for _, shape in shaped], [note] if copies else []
 
 
 def drawn_photographs(names: Numbers, active: Tensor, share: float, seed: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from convcircuits.cards import card, figure
 from convcircuits.frames import frame
 from convcircuits.texts import printable
+from convcircuits.values.borders import Borders
 from convcircuits.values.report import without_nan
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class Grouping:
         low: Lower end of its 95 % interval.
         high: Its upper end.
         own: Error of the circuits on their own groups.
+        border: Largest difference of two groups' shares of images on which the feature is highest at one place of the
+            border (``Borders.difference``); NaN if that is not known.
+        by_border: Whether this tells the groups apart (``Borders.separate``), so that they may be nothing else.
     """
 
     by: str
@@ -51,6 +55,8 @@ class Grouping:
     low: float
     high: float
     own: float
+    border: float
+    by_border: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row as flat JSON values, NaN as None."""
@@ -69,6 +75,8 @@ class Groupings:
         labels: Description -> group of each image, (images,), int64; -1 of those that do not
             drive the feature: not above 0, or below 5 % of the highest response.
         held_out: Number of held-out images.
+        borders: Description -> on how many images of each of its groups the feature is highest at the border; empty if
+            that is not known.
         notes: Remarks needed to read the figures correctly.
         provenance: How the groups were found, as JSON values.
     """
@@ -78,6 +86,7 @@ class Groupings:
     rows: tuple[Grouping, ...]
     labels: Mapping[str, Int[Tensor, " n"]]
     held_out: int
+    borders: Mapping[str, Borders] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -108,7 +117,7 @@ class Groupings:
     @property
     def _head(self) -> tuple[str, ...]:
         tested = () if self.density is None else ("selectivity", "own error")
-        return ("grouped by", "ARI", "held-out accuracy", "stability", *tested)
+        return ("grouped by", "ARI", "held-out accuracy", "stability", *tested, "border")
 
     @property
     def _title(self) -> str:
@@ -118,7 +127,9 @@ class Groupings:
     def _cells(self) -> list[tuple[str, ...]]:
         cells = []
         for row in self.rows:
-            figures = (printable(row.by), *map(figure, (row.ari, row.accuracy, row.stability)))
-            selectivity = f"{figure(row.selectivity)} ({figure(row.low)} to {figure(row.high)})"
-            cells.append(figures if self.density is None else (*figures, selectivity, figure(row.own)))
+            figures: tuple[str, ...] = (printable(row.by), *map(figure, (row.ari, row.accuracy, row.stability)))
+            if self.density is not None:
+                selectivity = f"{figure(row.selectivity)} ({figure(row.low)} to {figure(row.high)})"
+                figures = (*figures, selectivity, figure(row.own))
+            cells.append((*figures, figure(row.border) + "*" * row.by_border))
         return cells

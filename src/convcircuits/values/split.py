@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from convcircuits.cards import card
+from convcircuits.cards import card, figure
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.frames import frame
 from convcircuits.texts import printable
+from convcircuits.values.borders import Borders
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.cross import Cross
 
@@ -64,6 +65,8 @@ class Split:
         circuits: Name of each group -> its circuits, the largest first.
         cross: The circuits of all groups on the held-out images of each; None if there is one group.
         divisions: What was tried, the whole first.
+        borders: On how many images of each group the feature is highest at the border, where it sees padding; None if
+            that is not known.
         asked: Whether the number of groups was asked for, so that the tests did not decide on it.
         notes: Remarks needed to read the figures correctly.
         provenance: How the groups were found, as JSON values.
@@ -78,6 +81,7 @@ class Split:
     circuits: Mapping[str, tuple[Circuit, ...]]
     cross: Cross | None
     divisions: tuple[Division, ...]
+    borders: Borders | None = None
     asked: bool = False
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -112,7 +116,16 @@ class Split:
 
     @property
     def verdict_sentence(self) -> str:
-        """How many mechanisms were found, or what the tests say of the groups that were asked for; and why."""
+        """How many mechanisms were found, or what the tests say of the groups that were asked for; and why.
+
+        If the border of the map tells groups apart, it says so, too.
+        """
+        if self.borders is not None and self.borders.separate:
+            return f"{self._decided} But these groups may be the border of the images: see the notes."
+        return self._decided
+
+    @property
+    def _decided(self) -> str:
         first = self.divisions[0]
         if len(self) == 1 and self.asked:
             found = f"One group was asked for, so more than one mechanism of {self.feature} was not looked for."
@@ -160,7 +173,10 @@ class Split:
     def summary(self) -> str:
         """Return the groups with their numbers of images, the verdict, what was tried and the notes."""
         lines = [self.verdict_sentence]
-        lines += [f"{name}: {count} images, {held} of them held out" for name, count, held in self._counts()]
+        lines += [
+            f"{name}: {count} images, {held} of them held out{self._at_border(name)}"
+            for name, count, held in self._counts()
+        ]
         lines += [f"{' and '.join(one.groups)}: {one.sentence}" for one in self.divisions[1:]]
         if self.cross is not None:
             lines.append(self.cross.summary(verdict=self.cross.verdict_sentence not in self.verdict_sentence))
@@ -170,8 +186,22 @@ class Split:
         return printable(f"Split({self.feature}, {len(self.labels)} images, {len(self)} groups)")
 
     def _repr_html_(self) -> str:
-        rows = [(name, str(count), str(held)) for name, count, held in self._counts()]
-        return card(self.verdict_sentence, ("group", "images", "held out"), rows, self.notes)
+        rows = [
+            (name, str(count), str(held), *(figure(share) for share in self._border_shares(name)))
+            for name, count, held in self._counts()
+        ]
+        head = ("group", "images", "held out", "sees padding", "at the edge")
+        return card(self.verdict_sentence, head, rows, self.notes)
+
+    def _border_shares(self, group: str) -> tuple[float | None, float | None]:
+        """Return the shares of a group's images on which padding is seen, and that are at the edge of the map."""
+        return (None, None) if self.borders is None else (self.borders.share(group), self.borders.share(group, "edge"))
+
+    def _at_border(self, group: str) -> str:
+        padding, edge = self._border_shares(group)
+        if padding is None or edge is None:
+            return ""
+        return f"; highest where padding is seen on {padding:.0%}, at the edge of the map on {edge:.0%}"
 
     def _counts(self) -> list[tuple[str, int, int]]:
         return [(name, len(self.images(name)), len(self.images(name, held_out=True))) for name in self.circuits]
