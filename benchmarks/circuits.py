@@ -9,7 +9,6 @@ medians. VGG16 has real weights and photographs; AlexNet and ResNet18 have rando
 import argparse
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import convcircuits as cc
 from convcircuits.circuits.evaluation import evaluate_all
 from convcircuits.zoo.images import crops, sample_photographs, split_photographs
 from convcircuits.zoo.models import load_model
+from speed import machine, seconds
 
 DENSITIES = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001]
 BATCH = 16
@@ -49,9 +49,7 @@ def in_turn(runs: list[Callable[[], object]], rounds: int) -> list[list[float]]:
         run()
     for _ in range(rounds):
         for run, taken in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - start)
+            taken.append(seconds(run))
     return times
 
 
@@ -87,8 +85,11 @@ def sweep(
     name: str, model: nn.Module, truncated: nn.Module, feature: cc.Feature, images: Tensor, criterion: str, rounds: int
 ) -> str:
     """Time the evaluation of 13 circuits and the quicker forward pass. Return a row of the table."""
+    criterion, _, refitted = criterion.partition(", ")
     scores = cc.score(model, feature, images, criterion=criterion)
     circuits = [cc.prune(scores, density=density) for density in DENSITIES]
+    if refitted:
+        circuits = [cc.refit(model, circuit, images) for circuit in circuits]
 
     def masked() -> None:
         for circuit in circuits:
@@ -110,7 +111,8 @@ def sweep(
         )
     one = min(ones, key=statistics.median)
     alive = sum(bool(r.effective_kernels) for r in evaluate_all(model, circuits, images[:2]))
-    cells = [name, criterion, f"{statistics.median(one):.2f} s", f"{alive}", ratios(whole, one), ratios(by_masks, one)]
+    how = f"{criterion}, {refitted}" if refitted else criterion
+    cells = [name, how, f"{statistics.median(one):.2f} s", f"{alive}", ratios(whole, one), ratios(by_masks, one)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -118,21 +120,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     options = parser.parse_args()
     torch.manual_seed(0)
-    noise = torch.randn(BATCH, 3, 224, 224)
-    alexnet, resnet18 = models.alexnet(weights=None).eval(), models.resnet18(weights=None).eval()
+    device = options.device
+    noise = torch.randn(BATCH, 3, 224, 224).to(device)
+    alexnet, resnet18 = (build(weights=None).eval().to(device) for build in (models.alexnet, models.resnet18))
     loaded = load_model("vgg16_hed")
     train, _ = split_photographs(sample_photographs())
-    photographs = crops(train, loaded.preprocess, count=BATCH, seed=0, size=(224, 224))
+    photographs = crops(train, loaded.preprocess, count=BATCH, seed=0, size=(224, 224)).to(device)
     layer3 = ("ResNet18 layer3.1.conv2", resnet18, ResNet18ToLayer3(resnet18), cc.Feature("layer3.1.conv2", 9), noise)
     conv5 = ("AlexNet features.10", alexnet, alexnet.features[:11], cc.Feature("features.10", 9), noise)
-    vgg16 = loaded.model
+    vgg16 = loaded.model.to(device)
     conv3 = ("VGG16 conv3_3 (real)", vgg16, vgg16.features[:15], cc.Feature("features.14", 166), photographs)
     lines = [
         "# How fast circuits run",
         "",
-        f"Written by `make bench`. Batch {BATCH}, {torch.get_num_threads()} threads, torch "
+        f"Written by `make bench`. Batch {BATCH}, {torch.get_num_threads()} threads, {machine(device)}, torch "
         f"{torch.__version__.split('+')[0]}, Python {platform.python_version()};",
         "medians, with minimum and maximum in parentheses.",
         "",
@@ -153,8 +157,15 @@ def main() -> None:
         "| model, feature | criterion | one forward | circuits alive | evaluate_all | as masked runs |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    many = (f"AlexNet features.10, {MANY} images", *conv5[1:4], torch.randn(MANY, 3, 224, 224))
-    sweeps = ((conv5, "gauss_newton"), (conv5, "snip"), (many, "gauss_newton"), (many, "snip"), (conv3, "gauss_newton"))
+    many = (f"AlexNet features.10, {MANY} images", *conv5[1:4], torch.randn(MANY, 3, 224, 224).to(device))
+    sweeps = (
+        (conv5, "gauss_newton"),
+        (conv5, "snip"),
+        (many, "gauss_newton"),
+        (many, "snip"),
+        (conv3, "gauss_newton"),
+        (conv3, "gauss_newton, refitted"),
+    )
     for case, criterion in sweeps:
         lines.append(sweep(*case, criterion, options.rounds))
         print(lines[-1], flush=True)

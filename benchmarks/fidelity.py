@@ -120,16 +120,15 @@ def chosen_units(data: Data) -> tuple[list[UnitStatistics], int]:
     """Return units drawn by lot from those that ``RULE`` allows, and the number of these."""
     net = data.net
     statistics = units(data.model, net.layer, data.train, photographs=data.train_names)
-    allowed = [
-        one
-        for one in statistics
-        if ACTIVE[0] <= one.active <= ACTIVE[1]
-        and one.inside >= INSIDE
-        and one.average_map_r2 < AVERAGE_MAP
-        and one.unit not in net.seen
-    ]
-    drawn = random.Random(0).sample(allowed, min(net.units, len(allowed)))
-    return sorted(drawn, key=lambda one: one.unit), len(allowed)
+    found = [one for one in statistics if allowed(one, net)]
+    drawn = random.Random(0).sample(found, min(net.units, len(found)))
+    return sorted(drawn, key=lambda one: one.unit), len(found)
+
+
+def allowed(unit: UnitStatistics, net: Net) -> bool:
+    """Return whether ``RULE`` allows a unit."""
+    varies = unit.inside >= INSIDE and unit.average_map_r2 < AVERAGE_MAP
+    return ACTIVE[0] <= unit.active <= ACTIVE[1] and varies and unit.unit not in net.seen
 
 
 def sums(data: Data, feature: cc.Feature, circuits: Sequence[cc.Circuit], *, readout: bool) -> dict[str, Any]:

@@ -74,15 +74,28 @@ def yardstick(truncated: nn.Module, images: torch.Tensor) -> None:
 
 
 def seconds(run: Callable[[], object]) -> float:
+    """Return the time of a run, and of all the work that it leaves to a GPU."""
     start = time.perf_counter()
     run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def measure(case: Case, criteria: dict[str, Callable[[nn.Module, cc.Feature, torch.Tensor], object]], rounds: int):
+def machine(device: str) -> str:
+    """Return what runs on a device: the card, or the number of cores."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{os.cpu_count()} cores"
+
+
+def measure(
+    case: Case,
+    criteria: dict[str, Callable[[nn.Module, cc.Feature, torch.Tensor], object]],
+    rounds: int,
+    device: str = "cpu",
+):
     torch.manual_seed(0)
-    model, truncated = case.build()
-    images = torch.randn(case.images, 3, 224, 224)
+    model, truncated = (module.to(device) for module in case.build())
+    images = torch.randn(case.images, 3, 224, 224).to(device)
     feature = cc.Feature(case.layer, UNIT)
     ratios: dict[str, list[float]] = {name: [] for name in criteria}
     base = []
@@ -135,6 +148,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=None, help="criteria to measure")
     parser.add_argument("--peak", nargs=3)
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--device", default="cpu", help="such as cuda; memory is measured on the CPU")
     options = parser.parse_args()
     if options.peak:
         peak(options.peak[0], options.peak[1], int(options.peak[2]))
@@ -147,13 +161,13 @@ def main() -> None:
         "gradients, batch 8) of the same model, truncated after the feature's layer. The two alternate. Cells show the",
         "median, with minimum and maximum in parentheses. All that `cc.score` and `cc.find` do is included: finding",
         "the relevant kernels, hashing, ranking.",
-        f"{os.cpu_count()} cores, torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}.",
+        f"{machine(options.device)}, torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}.",
         "",
         "| model, feature | images | one forward + backward | " + " | ".join(criteria) + " |",
         "| --- | --- | --- | " + " | ".join("---" for _ in criteria) + " |",
     ]
     for case in CASES:
-        base, ratios = measure(case, criteria, options.rounds)
+        base, ratios = measure(case, criteria, options.rounds, options.device)
         cells = [f"**{statistics.median(r):.2f}x** ({min(r):.2f}-{max(r):.2f})" for r in ratios.values()]
         lines.append(f"| {case.name} | {case.images} | {base:.2f} s | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)

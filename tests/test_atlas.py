@@ -145,10 +145,14 @@ def test_a_folder_takes_no_other_atlas(found, tmp_path):
     model.stem.weight.data += 1
     with pytest.raises(cc.ConvCircuitsError, match="there weights is"):
         cc.atlas(model, LAYER, CASE.images(4), CASE.images(4, seed=5), folder=tmp_path, density=0.2)
-    with pytest.raises(cc.ConvCircuitsError, match="there images is"):
+    with pytest.raises(cc.ConvCircuitsError, match=r"the images differ \(4 there, 3 here\)"):
         cc.atlas(CASE.build(), LAYER, CASE.images(3), CASE.images(4, seed=5), folder=tmp_path, density=0.2)
-    with pytest.raises(cc.ConvCircuitsError, match="there held_out is"):
-        cc.atlas(CASE.build(), LAYER, CASE.images(4), CASE.images(4), folder=tmp_path, density=0.2)
+    with pytest.raises(cc.ConvCircuitsError) as caught:
+        cc.atlas(CASE.build(), LAYER, CASE.images(4), CASE.images(4), folder=tmp_path, density=0.2, seed=1)
+    said = str(caught.value)
+    assert "holds another atlas: the held-out images differ (4 there, 4 here); there seed is 0, here it is 1." in said
+    assert all(option in said for option in ("--size", "--seed", "--held-out"))
+    assert "hash" not in said
 
 
 def test_equal_weights_are_not_the_same_model(tmp_path):
@@ -208,7 +212,8 @@ def test_an_atlas_without_circuits_has_empty_tables(found, tmp_path):
     model = CASE.build()
     model.block2.conv2.weight.data[1] = 0
     none = cc.atlas(model, LAYER, CASE.images(2), CASE.images(2, seed=5), folder=tmp_path, units=[1], density=0.2)
-    assert (none.units, none.hubs(), none.families(), tuple(none.placed().shape)) == ((), [], (), (0, 2))
+    assert (none.units, none.hubs(), none.rare(), none.families()) == ((), [], [], ())
+    assert tuple(none.placed().shape) == (0, 2)
     assert all(not bool(table.any()) for tables in (none.users(), none.expected_users()) for table in tables.values())
     assert [row["layer"] for row in none.profile()] == list(found.layers)
     assert none.rows()[0].keys() == found.rows()[0].keys()
@@ -382,10 +387,6 @@ def test_kernels_are_counted_by_the_circuits_that_keep_them(found):
             assert found.users_of(layer, o, i) == kept
         kept = sum(float(one[layer].sum()) for one in circuits)
         assert float(expected[layer].sum()) == pytest.approx(kept) == float(table.sum())
-    hubs = found.hubs(4)
-    surplus = sorted((float(n) for name in users for n in (users[name] - expected[name]).flatten()), reverse=True)
-    assert [hub["units"] - hub["expected"] for hub in hubs] == pytest.approx(surplus[:4])
-    assert all(int(users[hub["layer"]][hub["filter"], hub["channel"]]) == hub["units"] for hub in hubs)
 
 
 def test_the_profile_of_layers_adds_up(found):
@@ -422,6 +423,46 @@ def test_planted_families_are_found(seed):
     families = Planted(seed=seed).families()
     assert [family.units for family in families] == [tuple(range(6)), (6, 7, 8, 9), (10, 11, 12)]
     assert all(family.overlap > 0.5 for family in families)
+
+
+@pytest.mark.parametrize("which", ["found", "planted"])
+def test_kernels_that_serve_many_and_few_units_are_those_of_a_count_by_hand(which, found):
+    atlas = found if which == "found" else Planted(sizes=(6, 4, 3), shared=0.7)
+    rows = [atlas.rows_by_unit[unit] for unit in atlas]
+    many, few, unused = [], [], 0
+    for layer, shape in atlas.layers.items():
+        chances = [float(row.kept[layer].sum()) / max(1, int(row.relevant[layer].sum())) for row in rows]
+        for o, i in itertools.product(*map(range, shape)):
+            units = sum(bool(row.kept[layer][o, i]) for row in rows)
+            chance = sum(one for one, row in zip(chances, rows, strict=True) if row.relevant[layer][o, i])
+            one = {"layer": layer, "filter": o, "channel": i, "units": units, "share": units / len(rows)}
+            one["expected"] = pytest.approx(chance, rel=1e-12)
+            unused += not units
+            if units > chance + 1e-9:
+                many.append((chance - units, one))
+            elif 0 < units < chance - 1e-9:
+                few.append((units - chance, one))
+    for table, expected in ((atlas.hubs(10**6), many), (atlas.rare(10**6), few)):
+        expected.sort(key=lambda pair: round(pair[0], 9))  # stable: equals stay in the order of the loop
+        assert table == [one for _, one in expected]
+    assert min(len(few), unused) > 0
+    assert (atlas.hubs(3), atlas.rare(3)) == (atlas.hubs(10**6)[:3], atlas.rare(10**6)[:3])
+    said = atlas.as_dict(hubs=2, rare=1)
+    for name, table in (("hubs", atlas.hubs(2)), ("rare", atlas.rare(1))):
+        users = [atlas.users_of(row["layer"], row["filter"], row["channel"]) for row in table]
+        assert said[name] == [row | {"users": list(some)} for row, some in zip(table, users, strict=True)]
+        assert [len(some) for some in users] == [row["units"] for row in table]
+
+
+def test_a_kernel_of_as_many_circuits_as_by_chance_serves_neither_many_nor_few():
+    tables = torch.zeros(10, 1, 10, dtype=torch.bool)
+    tables[torch.arange(10), 0, torch.arange(10)] = True  # ten circuits of a kernel each: ten times .1, not quite 1
+    every, rows = torch.ones(1, 10, dtype=torch.bool), {}
+    for unit, kept in enumerate(tables):
+        rows[unit] = Path(), store.Row(unit, "f", "", {}, 0.0, {"a": kept}, {"a": every})
+    atlas = cc.Atlas({"layer": "a", "criterion": "planted"}, {"a": (1, 10)}, rows)
+    assert float(atlas.expected_users()["a"][0, 0]) != 1
+    assert atlas.hubs() == atlas.rare() == []
 
 
 def test_unrelated_circuits_overlap_by_chance_alone():

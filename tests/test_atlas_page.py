@@ -22,8 +22,8 @@ def row(unit, place, family, alike, **figures):
     return known | {"unit": unit, "place": place, "family": family, "alike": alike} | figures
 
 
-def written(text="features.5", model="small"):
-    """A page of two units that are alike and one that is not, with a kernel of the first two."""
+def written(text="features.5", model="small", **changed):
+    """A page of two units that are alike and one that is not, with a kernel of the first two and one of the last."""
     data = {
         "layer": text,
         "method": "pca",
@@ -37,11 +37,12 @@ def written(text="features.5", model="small"):
         "hubs": [
             {"layer": text, "filter": 3, "channel": 1, "units": 2, "share": 0.67, "expected": 0.3, "users": [0, 2]}
         ],
+        "rare": [{"layer": text, "filter": 0, "channel": 2, "units": 1, "share": 0.33, "expected": 2.4, "users": [5]}],
         "layers": [{"layer": text, "kept": 3.0, "density": 0.1, "used": 0.2, "overlap": None}],
         "problems": {"7": text},
         "notes": [text],
     }
-    return atlas_page(data, model=model)
+    return atlas_page(data | changed, model=model)
 
 
 def test_a_page_runs_its_one_script_and_fetches_nothing():
@@ -108,8 +109,86 @@ def test_units_lead_to_those_alike_and_to_their_circuits(show):
         box["x"] + box["width"] / 2 + (min(box["width"], box["height"]) / 2 - 24), box["y"] + box["height"] / 2
     )
     expect(side.locator("h2").first).to_have_text("features.5:5")
+
+
+@pytest.mark.browser
+def test_a_kernel_that_is_pressed_shows_its_units(show):
+    page = show(written())
+    drawn = "document.querySelector('canvas').toDataURL()"
+    before = page.evaluate(drawn)
+    expect(page.get_by_role("heading", name="Kernels that serve few units, below chance")).to_be_visible()
     page.get_by_role("button", name="features.5 [3, 1]").click()
-    assert page.locator("#hubs [aria-pressed=true]").count() == 1
+    expect(page.locator("#hubs [aria-pressed=true]")).to_have_count(1)
+    many = page.evaluate(drawn)
+    rare = page.locator("#rare").get_by_role("button", name="features.5 [0, 2]")
+    rare.click()
+    expect(page.locator("[aria-pressed=true]")).to_have_count(1)
+    expect(page.locator("#rare tr[data-chosen=true] td")).to_have_text(["1", "2.4"])
+    few = page.evaluate(drawn)
+    rare.click()
+    expect(page.locator("[aria-pressed=true]")).to_have_count(0)
+    assert len({before, many, few}) == 3
+    assert page.evaluate(drawn) == before
+
+
+@pytest.mark.browser
+def test_a_page_without_the_circuits_files_leads_to_none(show):
+    text = written(units=[row(0, [0.0, 0.0], -1, [], file="")], families=[], hubs=[], rare=[])
+    page = show(text)
+    page.locator("canvas").press("ArrowRight")
+    side = page.locator(".side")
+    expect(side).to_contain_text("Its circuit: keeps.")
+    expect(side.locator("a, pre")).to_have_count(0)
+    expect(page.locator(".tables")).to_contain_text("There are none.")
+
+
+@pytest.mark.browser
+def test_the_legend_lists_what_the_map_shows(show):
+    both = [[-0.5, 0.1], [-0.5, -0.1], [0.9, 0.1], [0.9, -0.1]]
+    units = [row(n, place, n // 2, []) for n, place in enumerate(both)]
+    families = [{"units": [0, 1], "overlap": 0.6}, {"units": [2, 3], "overlap": 0.5}]
+    legend = show(written(units=units, families=families)).locator(".legend span")
+    expect(legend).to_have_text(["2 units", "2 units"])
+    alone = {"units": [*units, row(4, [0.0, 0.9], 2, [])], "families": [*families, {"units": [4], "overlap": None}]}
+    expect(show(written(**alone)).locator(".legend span")).to_have_text(["2 units", "2 units", "others"])
+    page = show(written(units=[row(n, [n, 0.0], -1, []) for n in range(3)], families=[]))
+    expect(page.locator(".legend")).to_contain_text("0 or less")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("verdict", "rectified", "said"),
+    [
+        ("keeps", -3.04, True),
+        ("keeps in part", 0.39, True),
+        ("keeps", 0.4, False),
+        ("keeps", None, False),
+        ("does not keep", -3.0, False),
+    ],
+)
+def test_a_circuit_that_keeps_little_above_0_says_so(verdict, rectified, said, show):
+    given = row(
+        0, [0.0, 0.0], -1, [], verdict=verdict, r2_rectified=rectified, kernels=127_891, effective_kernels=127_836
+    )
+    page = show(written(units=[given], families=[]))
+    page.locator("canvas").press("ArrowRight")
+    side = page.locator(".side")
+    expect(side).to_contain_text(f"Its circuit: {verdict}.")
+    expect(side).to_contain_text("127,891 kernels (10.0 %), 127,836 effective")
+    if said:
+        number = f"{rectified:.2f}".replace("-", "\u2212")
+        expect(side).to_contain_text(f"if a ReLU follows: R² of the rectified map is {number}.")
+    else:
+        expect(side).not_to_contain_text("if a ReLU follows")
+
+
+@pytest.mark.browser
+def test_an_atlas_that_was_drawn_before_shows_what_it_has(show):
+    known = json.loads(re.search(r'id="atlas">(.*?)</script>', written(), re.DOTALL)[1])
+    del known["rare"]
+    page = show(atlas_page(known, model="small"))
+    expect(page.locator("#hubs button")).to_have_count(1)
+    expect(page.get_by_role("heading", name="few units")).to_have_count(0)
 
 
 @pytest.mark.browser

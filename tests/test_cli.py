@@ -1604,7 +1604,7 @@ def test_a_cross_test_that_was_stopped_goes_on(folder, run, good, monkeypatch):
 
 def test_atlas_writes_circuits_tables_and_a_page(folder, good):
     text = good(ATLAS)
-    names = ["atlas.html", "circuits", "hubs.csv", "index.sqlite", "layers.csv", "units.csv"]
+    names = ["atlas.html", "circuits", "hubs.csv", "index.sqlite", "layers.csv", "rare.csv", "units.csv"]
     assert sorted(path.name for path in Path("new").iterdir() if not path.name.startswith(".")) == names
     found = cc.Atlas.read("new")
     assert found.units == tuple(range(5))
@@ -1612,6 +1612,10 @@ def test_atlas_writes_circuits_tables_and_a_page(folder, good):
     assert "found on 4 crops of" in text
     rows = table("new/units.csv")
     assert [{key: str(value) for key, value in row.items()} for row in found.rows()] == rows
+    for name, kernels in (("hubs", found.hubs(100)), ("rare", found.rare(100))):
+        rows = table(f"new/{name}.csv")
+        assert rows == [{key: str(value) for key, value in row.items()} for row in kernels]
+    assert "hubs.csv (the kernels that most circuits keep, above chance)" in text
     data = json.loads(re.search(r'id="atlas">(.*?)</script>', Path("new/atlas.html").read_text())[1])
     assert [row["unit"] for row in data["units"]] == list(found.units)
     # Each circuit is the one that find finds, and evaluate and show know where it comes from.

@@ -744,6 +744,7 @@ def test_from_a_layer_to_its_atlas_and_to_a_circuit_of_it(open_page):
     view = page.url
     page.reload()
     expect(page.locator("#hubs [aria-pressed=true]")).to_have_count(1)
+    expect(page.get_by_role("heading", name="Kernels that serve few units, below chance")).to_be_visible()
     expect(panel.locator("h2").first).to_have_text("0:3")
     expect(page.get_by_role("link", name="the unit")).to_have_attribute("href", "/u/0/3")
     page.get_by_role("combobox", name="colors").select_option("dark")

@@ -517,11 +517,11 @@ def test_rounding_of_the_written_network_alone_is_told_from_a_wrong_one(monkeypa
         monkeypatch.setattr(extraction, "_written", lambda *given, **options: Rough(write(*given, **options), only))
 
     roughly(torch.float32)
-    for laws in (
+    for error in (
         cc.extract(model, circuit).meta["circuit"]["laws"]["module"],
         cc.evaluate(model, circuit, images).provenance["laws"]["network"],
     ):
-        assert laws == pytest.approx(1e-4, rel=0.1)
+        assert error == pytest.approx(1e-4, rel=0.1)
     roughly(None)
     for give in (lambda: cc.extract(model, circuit), lambda: cc.evaluate(model, circuit, images)):
         with pytest.raises(cc.ConvCircuitsError, match="does not compute the same as the circuit's masked run"):

@@ -1,10 +1,10 @@
-/** A map of a layer's units by what their circuits share, and the kernels that many of them keep. */
+/** A map of a layer's units by what their circuits share, and the kernels that many, or few, of them keep. */
 
 import { type Signal, useSignal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
 import { useMemo } from "preact/hooks";
 import type { Theme } from "../app/source.js";
-import { decimal, plural } from "../core/format.js";
+import { count, decimal, plural } from "../core/format.js";
 import { plain } from "../core/text.js";
 import { GROUPS, INKS, rampColor } from "./color.js";
 import { extent, type Point, placed } from "./geometry.js";
@@ -39,7 +39,8 @@ export interface AtlasData<Row extends UnitOfAtlas = UnitOfAtlas> {
   };
   units: readonly Row[];
   families: readonly { units: readonly number[]; overlap: number | null }[]; // the largest first
-  hubs: readonly Hub[];
+  hubs: readonly Kernel[]; // more circuits keep them than would by chance
+  rare?: readonly Kernel[]; // fewer do; not known of atlases that were drawn before it was
   layers: readonly {
     layer: string;
     kept: number;
@@ -51,7 +52,7 @@ export interface AtlasData<Row extends UnitOfAtlas = UnitOfAtlas> {
   notes: readonly string[];
 }
 
-export interface Hub {
+export interface Kernel {
   layer: string;
   filter: number;
   channel: number;
@@ -71,12 +72,16 @@ const NAMES: Record<UnitColors, string> = {
 const PLACINGS: Record<string, string> = { pca: "the two principal axes", umap: "a UMAP" };
 const MANY = 40; // units, whose numbers hide each other
 const FAMILY = 0.8; // a larger share of the units tells nothing by its color
+const LITTLE = 0.4; // an R² below which a circuit does not keep its unit, not even in part
 
 const number = (value: number | null) => (value === null ? "–" : decimal(value));
 const share = (value: number | null) => (value === null ? "–" : `${decimal(100 * value, 1)} %`);
 
+/** A mean number of things. */
+const mean = (value: number) => (value >= 1000 ? count(value) : decimal(value, 1));
+
 /** A kernel as the address has it: "features.5[3,1]". */
-export const kernelName = ({ layer, filter, channel }: Hub) => `${layer}[${filter},${channel}]`;
+export const kernelName = ({ layer, filter, channel }: Kernel) => `${layer}[${filter},${channel}]`;
 
 /** The map, and how it is looked at. */
 export interface Atlas<Row extends UnitOfAtlas> {
@@ -124,14 +129,13 @@ export function AtlasMap<Row extends UnitOfAtlas>({ of }: { of: Atlas<Row> }) {
   const inks = INKS[theme];
   const most = useMemo(() => extent(units.map(({ place }) => place)), [data]);
   const shown = units[hovered.value] ?? (unit === null ? undefined : byUnit.get(unit));
-  const hub = data.hubs.find((one) => kernelName(one) === kernel);
-  const users = hub && new Set(hub.users);
+  const known = [...data.hubs, ...(data.rare ?? [])].find((one) => kernelName(one) === kernel);
+  const users = known && new Set(known.users);
 
+  const familyColor = ({ family }: Row) =>
+    family >= 0 && families[family]!.units.length > 1 ? GROUPS[family] : undefined;
   const colorOf = (row: Row) => {
-    if (colors === "family") {
-      const alone = row.family < 0 || families[row.family]!.units.length === 1;
-      return alone || row.family >= GROUPS.length ? inks.none : GROUPS[row.family]!;
-    }
+    if (colors === "family") return familyColor(row) ?? inks.none;
     const value = row[colors];
     return value === null ? inks.none : rampColor(theme, value); // below 0 is no better than the mean
   };
@@ -214,14 +218,16 @@ export function AtlasMap<Row extends UnitOfAtlas>({ of }: { of: Atlas<Row> }) {
                   family.units.length > 1 && (
                     <span key={family.units[0]}>
                       <i style={{ background: GROUPS[n] }} />
-                      {family.units.length} units
+                      {count(family.units.length)} units
                     </span>
                   ),
               )}
-              <span>
-                <i style={{ background: inks.none }} />
-                others
-              </span>
+              {units.some((row) => !familyColor(row)) && (
+                <span>
+                  <i style={{ background: inks.none }} />
+                  others
+                </span>
+              )}
             </>
           ) : (
             <>
@@ -295,7 +301,16 @@ function Described<Row extends UnitOfAtlas>(given: {
       <h2>
         {called(data.layer)}:{row.unit}
       </h2>
-      <p>Its circuit: {plain(row.verdict)}.</p>
+      <p>
+        Its circuit: {plain(row.verdict)}.
+        {row.verdict.startsWith("keeps") && row.r2_rectified !== null && row.r2_rectified < LITTLE && (
+          <>
+            {" "}
+            Little is kept of what lies above 0, which the next layer reads if a ReLU follows: R² of the rectified map
+            is {number(row.r2_rectified)}.
+          </>
+        )}
+      </p>
       <table class="figures">
         <thead>
           <tr>
@@ -318,7 +333,7 @@ function Described<Row extends UnitOfAtlas>(given: {
         </tbody>
       </table>
       <p class="soft">
-        {plural(row.kernels, "kernel")} ({share(row.density)}), {row.effective_kernels} effective; above 0 at{" "}
+        {plural(row.kernels, "kernel")} ({share(row.density)}), {count(row.effective_kernels)} effective; above 0 at{" "}
         {share(row.positive)} of the positions.
       </p>
       {given.leads(row)}
@@ -352,10 +367,10 @@ function Overview({ data }: { data: AtlasData }) {
     <>
       <p>Point at a unit, or walk through them with the arrow keys. Lines lead to the units alike.</p>
       <p class="soft">
-        Circuits by {plain(asked.criterion)}, {plain(size)}, found on {asked.images.count} images and measured on{" "}
-        {asked.held_out.count} others. Overlap is the share of kernels in both circuits among those in either, corrected
-        for chance: 0 is that of random circuits with as many kernels in each layer, 1 that of equal ones. Units are
-        placed by {PLACINGS[data.method] ?? plain(data.method)} of the overlaps.
+        Circuits by {plain(asked.criterion)}, {plain(size)}, found on {count(asked.images.count)} images and measured on{" "}
+        {count(asked.held_out.count)} others. Overlap is the share of kernels in both circuits among those in either,
+        corrected for chance: 0 is that of random circuits with as many kernels in each layer, 1 that of equal ones.
+        Units are placed by {PLACINGS[data.method] ?? plain(data.method)} of the overlaps.
       </p>
       {data.notes.map((note) => (
         <p class="soft" key={note}>
@@ -364,7 +379,9 @@ function Overview({ data }: { data: AtlasData }) {
       ))}
       {without.length > 0 && (
         <details>
-          <summary>{without.length === 1 ? "1 unit has" : `${without.length} units have`} no circuit</summary>
+          <summary>
+            {plural(without.length, "unit")} {without.length === 1 ? "has" : "have"} no circuit
+          </summary>
           {without.map(([unit, why]) => (
             <p key={unit}>
               {unit}: {plain(why)}
@@ -378,60 +395,31 @@ function Overview({ data }: { data: AtlasData }) {
 
 // ---------------------------------------- below the map
 
-/** The kernels that many units share, and the layers. */
+/** The kernels that many units share, those that few do, and the layers. */
 export function AtlasTables<Row extends UnitOfAtlas>({ of }: { of: Atlas<Row> }) {
-  const { data, kernel, change, called } = of;
-  const head = (texts: string[]) => (
-    <thead>
-      <tr>
-        {texts.map((text) => (
-          <th key={text} scope="col">
-            {text}
-          </th>
-        ))}
-      </tr>
-    </thead>
-  );
+  const { data, called } = of;
   return (
     <div class="tables">
       <section>
-        <h2>Kernels that serve many units</h2>
-        <div class="scroll">
-          <table id="hubs">
-            {head(["kernel [filter, channel]", "units", "by chance"])}
-            <tbody>
-              {data.hubs.map((hub) => {
-                const name = kernelName(hub);
-                return (
-                  <tr key={name} data-chosen={name === kernel}>
-                    <th scope="row">
-                      <button
-                        type="button"
-                        aria-pressed={name === kernel}
-                        onClick={() => change({ kernel: name === kernel ? null : name })}
-                      >
-                        {called(hub.layer)} [{hub.filter}, {hub.channel}]
-                      </button>
-                    </th>
-                    <td>{hub.units}</td>
-                    <td>{decimal(hub.expected, 1)}</td>
-                  </tr>
-                );
-              })}
-            </tbody>
-          </table>
-        </div>
+        <h2>Kernels that serve many units, above chance</h2>
+        <Kernels of={of} id="hubs" rows={data.hubs} />
       </section>
+      {data.rare && (
+        <section>
+          <h2>Kernels that serve few units, below chance</h2>
+          <Kernels of={of} id="rare" rows={data.rare} />
+        </section>
+      )}
       <section>
         <h2>Layers: mean kernels of a circuit, and mean overlap of two</h2>
         <div class="scroll" tabIndex={0} role="group" aria-label="layers">
           <table>
-            {head(["layer", "kept", "density", "used by any", "overlap"])}
+            <Head texts={["layer", "kept", "density", "used by any", "overlap"]} />
             <tbody>
               {data.layers.map((row) => (
                 <tr key={row.layer}>
                   <th scope="row">{called(row.layer)}</th>
-                  <td>{decimal(row.kept, 1)}</td>
+                  <td>{mean(row.kept)}</td>
                   <td>{share(row.density)}</td>
                   <td>{share(row.used)}</td>
                   <td>{number(row.overlap)}</td>
@@ -442,5 +430,52 @@ export function AtlasTables<Row extends UnitOfAtlas>({ of }: { of: Atlas<Row> })
         </div>
       </section>
     </div>
+  );
+}
+
+/** A table of kernels; a click shows on the map which units use one. */
+function Kernels<Row extends UnitOfAtlas>({ of, id, rows }: { of: Atlas<Row>; id: string; rows: readonly Kernel[] }) {
+  const { kernel, change, called } = of;
+  if (!rows.length) return <p class="soft">There are none.</p>;
+  return (
+    <div class="scroll">
+      <table id={id}>
+        <Head texts={["kernel [filter, channel]", "units", "by chance"]} />
+        <tbody>
+          {rows.map((row) => {
+            const name = kernelName(row);
+            return (
+              <tr key={name} data-chosen={name === kernel}>
+                <th scope="row">
+                  <button
+                    type="button"
+                    aria-pressed={name === kernel}
+                    onClick={() => change({ kernel: name === kernel ? null : name })}
+                  >
+                    {called(row.layer)} [{row.filter}, {row.channel}]
+                  </button>
+                </th>
+                <td>{count(row.units)}</td>
+                <td>{mean(row.expected)}</td>
+              </tr>
+            );
+          })}
+        </tbody>
+      </table>
+    </div>
+  );
+}
+
+function Head({ texts }: { texts: readonly string[] }) {
+  return (
+    <thead>
+      <tr>
+        {texts.map((text) => (
+          <th key={text} scope="col">
+            {text}
+          </th>
+        ))}
+      </tr>
+    </thead>
   );
 }

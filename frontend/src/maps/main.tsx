@@ -101,16 +101,17 @@ function AtlasPage({ data }: { data: AtlasFile }) {
   const theme = useSystemTheme();
   const [view, change] = useView(WHOLE_ATLAS);
   const of = useAtlas(data, view, change, theme, (layer) => layer);
-  const leads = ({ file }: { file: string }) => (
-    <>
-      <p>
-        <a href={file.split("/").map(encodeURIComponent).join("/")}>The circuit's file</a>
-      </p>
-      <pre tabIndex={0} aria-label="how to see it">
-        convcircuits diagram {plain(file)} --open
-      </pre>
-    </>
-  );
+  const leads = ({ file }: { file: string }) =>
+    file && ( // none where the page was taken from its circuits
+      <>
+        <p>
+          <a href={file.split("/").map(encodeURIComponent).join("/")}>The circuit's file</a>
+        </p>
+        <pre tabIndex={0} aria-label="how to see it">
+          convcircuits diagram {plain(file)} --open
+        </pre>
+      </>
+    );
   const side = (
     <section aria-live="polite">
       <AtlasCard of={of} leads={leads} />

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas
 
 _AT_ONCE = 1 << 22  # values of a table that are unpacked at once
+_ROUNDING = 1e-9  # of a number of circuits that is a sum of shares
 
 
 @dataclass(frozen=True)
@@ -202,32 +203,46 @@ class Atlas:
             total = torch.zeros(shape, dtype=torch.float64)
             for row in self._found():
                 relevant = row.relevant[name]
-                total += relevant * (float(row.kept[name].sum()) / max(1, int(relevant.sum())))
+                total += relevant.double() * (float(row.kept[name].sum()) / max(1, int(relevant.sum())))
             tables[name] = total
         return LayerTable(tables)
 
     def hubs(self, count: int = 20) -> list[dict[str, Any]]:
-        """Return the kernels that serve most units: those that more circuits keep than would by chance.
+        """Return the kernels that serve many units: those that most circuits keep, above chance.
 
         The columns are ``layer``, ``filter``, ``channel`` (inside its group), ``units``, ``share`` of the circuits, and
         ``expected``, as ``expected_users``. The order is that of ``units - expected``, the largest first; then that of
         layers, filters and channels. (By ``units`` alone, a layer that circuits keep nearly all of would come first.)
 
         Args:
-            count: The most rows; without any circuit there is none.
+            count: The most rows; there are none but of kernels that more circuits keep than would by chance.
         """
+        return self._away_from_chance(count, 1)
+
+    def rare(self, count: int = 20) -> list[dict[str, Any]]:
+        """Return the kernels that serve few units: those that fewest circuits keep, below chance, but at least one.
+
+        The columns are those of ``hubs``. The order is that of ``expected - units``, the largest first; then that of
+        layers, filters and channels. (By ``units`` alone, a layer that circuits keep hardly any of would come first.)
+
+        Args:
+            count: The most rows; there are none but of kernels that fewer circuits keep than would by chance.
+        """
+        return self._away_from_chance(count, -1)
+
+    def _away_from_chance(self, count: int, sign: int) -> list[dict[str, Any]]:
+        """Return the kernels whose circuits are most above chance (sign 1), or below it (-1), of those with any."""
         count, users, expected = whole_number("count", count, 1), self.users(), self.expected_users()
         rows = []
         for name in self.layers:
-            table, mean = users[name], expected[name]
-            surplus = (table - mean).flatten().sort(descending=True, stable=True)
-            for place in surplus.indices[:count].tolist():
-                o, i = divmod(place, table.shape[1])
-                units, chance = int(table[o, i]), float(mean[o, i])
-                if units > chance:
-                    row = {"layer": name, "filter": o, "channel": i, "units": units}
-                    rows.append(row | {"share": units / len(self), "expected": chance})
-        return sorted(rows, key=lambda row: row["expected"] - row["units"])[:count]
+            away = (sign * (users[name] - expected[name])).masked_fill(users[name] == 0, -math.inf)
+            for place in away.flatten().sort(descending=True, stable=True).indices[:count].tolist():
+                o, i = divmod(place, away.shape[1])
+                if float(away[o, i]) > _ROUNDING:
+                    units = int(users[name][o, i])
+                    row = {"layer": name, "filter": o, "channel": i, "units": units, "share": units / len(self)}
+                    rows.append(row | {"expected": float(expected[name][o, i])})
+        return sorted(rows, key=lambda row: sign * (row["expected"] - row["units"]))[:count]
 
     def users_of(self, layer: str, filter: int, channel: int) -> tuple[int, ...]:
         """Return the units whose circuits keep a kernel.
@@ -305,14 +320,17 @@ class Atlas:
         places = torch.from_numpy(by_umap(squared.clamp_min(0).sqrt().numpy(), first.numpy(), seed, distances=True))
         return places - places.mean(0)
 
-    def as_dict(self, *, hubs: int = 60, alike: int = 8, method: Placing = "pca", seed: int = 0) -> dict[str, Any]:
+    def as_dict(
+        self, *, hubs: int = 60, rare: int = 60, alike: int = 8, method: Placing = "pca", seed: int = 0
+    ) -> dict[str, Any]:
         """Return what the page of the atlas shows, as JSON values; what is not a number is None.
 
         Without scipy there are no families, and fewer than ten units are placed by ``"pca"`` whatever the method; a
         note says so.
 
         Args:
-            hubs: The most kernels that are listed, with their users.
+            hubs: The most kernels of ``hubs`` that are listed, with their users.
+            rare: The same of ``rare``.
             alike: The most units that are listed as alike for each.
             method: How units are placed, as for ``placed``.
             seed: Seed of UMAP.
@@ -334,7 +352,7 @@ class Atlas:
             notes.append(f"There are no families: {error}")
         label = {unit: family.number for family in families for unit in family.units}
         rows = {row["unit"]: row for row in self.rows()}
-        listed = self.hubs(hubs)
+        kernels = {"hubs": self.hubs(hubs), "rare": self.rare(rare)}
         return without_nan(  # type: ignore[no-any-return]
             {
                 "layer": self.layer,
@@ -345,7 +363,10 @@ class Atlas:
                     for unit, place in zip(self.units, self.placed(method, seed=seed).tolist(), strict=True)
                 ],
                 "families": [{"units": family.units, "overlap": family.overlap} for family in families],
-                "hubs": [hub | {"users": self.users_of(hub["layer"], hub["filter"], hub["channel"])} for hub in listed],
+                **{
+                    name: [row | {"users": self.users_of(row["layer"], row["filter"], row["channel"])} for row in table]
+                    for name, table in kernels.items()
+                },
                 "layers": self.profile() if self.units else [],
                 "problems": {str(unit): why for unit, why in self.problems.items()},
                 "notes": notes,
@@ -353,7 +374,7 @@ class Atlas:
         )
 
     def summary(self) -> str:
-        """Return the medians of the figures, the layers and the kernels that most circuits keep, as text."""
+        """Return the medians of the figures, the layers and the first of ``hubs`` as text."""
         lines = [repr(self)]
         for name in ("r2", "r2_interior", "r2_average_map", "r2_random"):
             values = [row.figures[name] for row in self._found() if row.figures[name] is not None]

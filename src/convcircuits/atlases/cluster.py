@@ -250,8 +250,8 @@ def _result(ended: Any, units: Sequence[int]) -> Any:
         reason = str(error).strip().partition("\n")[0]
         raise ConvCircuitsError(
             f"The task for {which} was tried {RETRIES + 1} times, and its worker died each time or could not start "
-            f"({type(error).__name__}: {reason}). If memory ran out, give a smaller memory or batch_size, or start the "
-            f"nodes with fewer CPUs (--num-cpus). {kept}"
+            f"({type(error).__name__}: {reason}). If memory ran out, give a smaller {option('batch_size')} (in Python "
+            f"also a smaller memory), or start the nodes with fewer CPUs (--num-cpus). {kept}"
         ) from error
 
 

@@ -52,6 +52,11 @@ FIGURES = (
 _COLUMNS = ("unit", "file", "problem", *FIGURES, "seconds", "kept", "on_path")
 _SCHEMA = 1
 _MOST = 1 << 40  # bits of a table that a reader unpacks
+_IMAGES = {"images": "images", "held_out": "held-out images"}  # what is known of both is their number and a hash
+_OTHER_IMAGES = (
+    " Images differ where photographs were added, removed or edited, or are divided, cut or prepared otherwise: in "
+    "the command, with another --size, --seed, --held-out, --count, --mean or --std."
+)
 
 
 @dataclass(frozen=True)
@@ -309,9 +314,18 @@ def _check_same(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) 
         ConvCircuitsError: If not; the message names what differs.
     """
     ours = json.loads(json.dumps(ours))
-    for name in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(name) != ours.get(name):
-            raise ConvCircuitsError(
-                f"{os.fspath(path.parent)} holds another atlas: there {name} is {theirs.get(name)!r:.200}, here it is "
-                f"{ours.get(name)!r:.200}. Give another folder, or what that one was made with."
-            )
+    differing = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
+    if not differing:
+        return
+    said, advice = [], ""
+    for name in differing:
+        if name in _IMAGES:
+            there, here = theirs[name]["count"], ours[name]["count"]
+            said.append(f"the {_IMAGES[name]} differ ({there:,} there, {here:,} here)")
+            advice = _OTHER_IMAGES
+        else:
+            said.append(f"there {name} is {theirs.get(name)!r:.200}, here it is {ours.get(name)!r:.200}")
+    raise ConvCircuitsError(
+        f"{os.fspath(path.parent)} holds another atlas: {'; '.join(said)}. Give another folder, or what that one was "
+        f"made with.{advice}"
+    )

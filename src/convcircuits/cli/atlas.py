@@ -213,10 +213,15 @@ def _write(found: "cc.Atlas", folder: Path, setup: "Setup", method: options.Plac
     files = {"units.csv": "the figures of all units", "layers.csv": "what circuits keep and share in each layer"}
     write_table(folder / "units.csv", found.rows())
     write_table(folder / "layers.csv", found.profile())
-    hubs = found.hubs(100)
-    if hubs:
-        write_table(folder / "hubs.csv", hubs)
-        files["hubs.csv"] = "the kernels that most circuits keep"
+    for name, kernels, what in (
+        ("hubs.csv", found.hubs(100), "the kernels that most circuits keep, above chance"),
+        ("rare.csv", found.rare(100), "the kernels that fewest circuits keep, below chance, but at least one"),
+    ):
+        if kernels:
+            write_table(folder / name, kernels)
+            files[name] = what
+        else:
+            (folder / name).unlink(missing_ok=True)  # of fewer circuits
     page = atlas_page(found.as_dict(method=method, seed=seed), model=setup.loaded.name)
     write_whole(folder / "atlas.html", page.encode())
     return files | {"atlas.html": "a map of the units, by what their circuits share"}

@@ -520,7 +520,7 @@ class AtlasFamily(_Answer):
 
 
 class AtlasKernel(_Answer):
-    """A kernel that many circuits keep."""
+    """A kernel that more circuits keep than would by chance, or fewer."""
 
     layer: str
     filter: int
@@ -548,7 +548,8 @@ class Atlas(_Answer):
     asked: dict[str, Any] = Field(description="What it was asked for: the criterion, the size, the images.")
     units: list[AtlasUnit]
     families: list[AtlasFamily]
-    hubs: list[AtlasKernel]
+    hubs: list[AtlasKernel] = Field(description="The kernels that most circuits keep, above chance.")
+    rare: list[AtlasKernel] = Field(description="Those that fewest circuits keep, below chance, but at least one.")
     layers: list[AtlasLayer]
     problems: dict[str, str] = Field(description="Why a unit has no circuit.")
     notes: list[str]
