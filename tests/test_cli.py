@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import typing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -1494,6 +1495,25 @@ def test_split_writes_the_group_of_every_photograph_sheets_circuits_and_a_report
     assert said["groups"] == {name: len(found.images(name)) for name in "AB"}
     assert said["cross"]["verdict"] == found.cross.verdict
     assert [row["group"] for row in said["rows"]] == [row["group"] for row in rows]
+
+
+def test_split_counts_photographs_of_one_subject_as_such(folder, good, monkeypatch):
+    drawn = []
+
+    def of_subjects(source):
+        pictures, left_out = photographs(source)
+        return [replace(one, subject="both" if one.name in ("a.png", "b.png") else "") for one in pictures], left_out
+
+    monkeypatch.setattr("convcircuits.cli.looking.photographs", of_subjects)
+    monkeypatch.setattr(
+        "convcircuits.contact_sheets.contact_sheet", lambda title, remarks, sections, **_: drawn.append(sections) or b""
+    )
+    text = good(SPLIT)
+    assert "3 subjects are too few to tell" in text
+    ((section,),) = drawn
+    assert section.remark == "6 photographs of 5 subjects, 2 of them held out; the highest first"
+    labels = {set_.label.rpartition("chosen among ")[2] for set_ in cc.Diagram.load("new/split.html").document.pictures}
+    assert labels == {"6 photographs of 5 subjects"}
 
 
 def test_split_leaves_a_unit_whole_that_cannot_be_told_apart(folder, good):
