@@ -296,6 +296,7 @@ function Described<Row extends UnitOfAtlas>(given: {
     ["Pearson r", row.pearson],
   ];
   const family = row.family < 0 ? null : data.families[row.family]!;
+  const [effective, active] = [count(row.effective_kernels), share(row.positive)];
   return (
     <div class="unit-card">
       <h2>
@@ -333,8 +334,8 @@ function Described<Row extends UnitOfAtlas>(given: {
         </tbody>
       </table>
       <p class="soft">
-        {plural(row.kernels, "kernel")} ({share(row.density)}), {count(row.effective_kernels)} effective; above 0 at{" "}
-        {share(row.positive)} of the positions.
+        {plural(row.kernels, "kernel")} ({share(row.density)}), {effective} effective; above 0 at {active} of the
+        positions.
       </p>
       {given.leads(row)}
       <h2>Units alike</h2>
@@ -363,14 +364,15 @@ function Overview({ data }: { data: AtlasData }) {
     .map(([name, value]) => `${name} ${value}`)
     .join(", ");
   const without = Object.entries(problems);
+  const [found, measured] = [asked.images, asked.held_out].map((images) => count(images.count));
   return (
     <>
       <p>Point at a unit, or walk through them with the arrow keys. Lines lead to the units alike.</p>
       <p class="soft">
-        Circuits by {plain(asked.criterion)}, {plain(size)}, found on {count(asked.images.count)} images and measured on{" "}
-        {count(asked.held_out.count)} others. Overlap is the share of kernels in both circuits among those in either,
-        corrected for chance: 0 is that of random circuits with as many kernels in each layer, 1 that of equal ones.
-        Units are placed by {PLACINGS[data.method] ?? plain(data.method)} of the overlaps.
+        Circuits by {plain(asked.criterion)}, {plain(size)}, found on {found} images and measured on {measured} others.
+        Overlap is the share of kernels in both circuits among those in either, corrected for chance: 0 is that of
+        random circuits with as many kernels in each layer, 1 that of equal ones. Units are placed by{" "}
+        {PLACINGS[data.method] ?? plain(data.method)} of the overlaps.
       </p>
       {data.notes.map((note) => (
         <p class="soft" key={note}>
