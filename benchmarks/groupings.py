@@ -231,8 +231,8 @@ def write(folder: Path, out: Path | None) -> None:
         "In the tables, *border* is the largest difference of two groups' shares of photographs on which the unit is",
         "highest at the border, where padding is seen: where its receptive field leaves the image, at the edge of its",
         f"map, or on one side of it. If that is at least {100 * APART:.0f} %, with p of at most {SURE} by Fisher's",
-        "exact test, the groups are *by the border*: they may be ways of seeing padding, not mechanisms of what is in",
-        "the photographs.",
+        "exact test (times the places), they are *by the border*: perhaps ways of seeing padding, not mechanisms of",
+        "what is in the photographs.",
         "",
         FINDINGS.read_text(),
     ]
