@@ -1986,7 +1986,7 @@ BAD = {
     "too many kernels": (f"{FIND} --kernels 100000", "100000"),
     "missing folder": (F.replace("pictures", "nowhere"), "nowhere"),
     "folder without pictures": (F.replace("pictures", "empty"), "empty"),
-    "one picture": (F.replace("pictures", "one"), "photographs"),
+    "one picture": (F.replace("pictures", "one"), "1 photograph cannot be split in two; give at least two"),
     "missing out folder": (F.replace("a.safetensors", "nowhere/a.safetensors"), "nowhere"),
     "other suffix": (F.replace("a.safetensors", "a.txt"), ".safetensors"),
     "out is a folder": (F.replace("a.safetensors", "folder.safetensors"), "folder.safetensors"),

@@ -353,7 +353,7 @@ def test_split_depends_on_the_seed_not_on_the_order_nor_on_global_state():
 @pytest.mark.parametrize(
     ("count", "share", "message"),
     [
-        (1, 0.5, "both parts need"),
+        (1, 0.5, "1 photograph cannot be split in two; give at least two"),
         (2, 0.1, "both parts need"),
         (4, 0.0, "held_out must be a share above 0 and below 1"),
         (4, 1.0, "held_out must be a share above 0 and below 1"),
@@ -387,7 +387,7 @@ def test_copies_of_a_photograph_are_split_once(tmp_path, seed):
 
 
 def test_what_is_left_of_copies_must_still_be_two(tmp_path):
-    with pytest.raises(ConvCircuitsError, match=r"of 1 photograph \(2 copies left out\) leaves"):
+    with pytest.raises(ConvCircuitsError, match=r"^1 photograph \(2 copies left out\) cannot be split in two; give at least two"):
         split_photographs([Photograph(name, noise("a").image) for name in "abc"])
 
 
