@@ -387,7 +387,7 @@ def test_copies_of_a_photograph_are_split_once(tmp_path, seed):
 
 
 def test_what_is_left_of_copies_must_still_be_two(tmp_path):
-    with pytest.raises(ConvCircuitsError, match=r"^1 photograph \(2 copies left out\) cannot be split in two; give at least two"):
+    with pytest.raises(ConvCircuitsError, match=r"^1 photograph \(2 copies left out\) cannot be split in two"):
         split_photographs([Photograph(name, noise("a").image) for name in "abc"])
 
 
