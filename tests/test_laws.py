@@ -497,13 +497,13 @@ def test_growing_rounding_is_told_from_a_wrong_module(monkeypatch):
 class Rough(nn.Module):
     """A written network whose maps are off by some share: only in float32, as if by rounding, or always."""
 
-    def __init__(self, module, only):
+    def __init__(self, module, only, share):
         super().__init__()
-        self.module, self.only, self.meta = module, only, getattr(module, "meta", {})
+        self.module, self.only, self.share, self.meta = module, only, share, getattr(module, "meta", {})
 
     def forward(self, x):
         def off(one):
-            return one * (1 + 1e-4 * (self.only is None or one.dtype == self.only))
+            return one * (1 + self.share * (self.only is None or one.dtype == self.only))
 
         maps = self.module(x)
         return tuple(map(off, maps)) if isinstance(maps, tuple) else off(maps)
@@ -513,8 +513,10 @@ def test_rounding_of_the_written_network_alone_is_told_from_a_wrong_one(monkeypa
     model, images, write = net().float(), IMAGES.float(), extraction._written
     circuit = cc.find(model, FEATURE, images, density=0.8)
 
-    def roughly(only):
-        monkeypatch.setattr(extraction, "_written", lambda *given, **options: Rough(write(*given, **options), only))
+    def roughly(only, share=1e-4):
+        monkeypatch.setattr(
+            extraction, "_written", lambda *given, **options: Rough(write(*given, **options), only, share)
+        )
 
     roughly(torch.float32)
     for error in (
@@ -522,10 +524,11 @@ def test_rounding_of_the_written_network_alone_is_told_from_a_wrong_one(monkeypa
         cc.evaluate(model, circuit, images).provenance["laws"]["network"],
     ):
         assert error == pytest.approx(1e-4, rel=0.1)
-    roughly(None)
-    for give in (lambda: cc.extract(model, circuit), lambda: cc.evaluate(model, circuit, images)):
-        with pytest.raises(cc.ConvCircuitsError, match="does not compute the same as the circuit's masked run"):
-            give()
+    for only, share in ((None, 1e-4), (torch.float32, 1e-2)):  # rounding that would change figures is refused, too
+        roughly(only, share)
+        for give in (lambda: cc.extract(model, circuit), lambda: cc.evaluate(model, circuit, images)):
+            with pytest.raises(cc.ConvCircuitsError, match="does not compute the same as the circuit's masked run"):
+                give()
 
 
 def test_where_rounding_is_all_there_is_nothing_is_handed_out():
