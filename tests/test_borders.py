@@ -56,7 +56,9 @@ def test_groups_that_are_the_border_are_said_to_be_with_the_verdict(at_corners):
     assert lines[corners].endswith("; highest where padding is seen on 100%, at the edge of the map on 100%")
     assert lines[squares].endswith("; highest where padding is seen on 0%, at the edge of the map on 0%")
     assert "sees padding" in found._repr_html_()
-    assert any("The groups differ in where" in note for note in found.cross.notes)  # of held-out images
+    (again,) = (note for note in found.cross.notes if "The groups differ in where" in note)
+    held = {name: len(found.images(name, held_out=True)) for name in found.circuits}
+    assert f"on {held[corners]} of {held[corners]} held-out images of group {corners}" in again
 
 
 def test_counts_are_those_of_a_slow_count(at_corners):
@@ -119,6 +121,8 @@ def test_what_cannot_be_checked_is_said(monkeypatch):
     assert found.borders is None
     (said,) = (note for note in found.notes if "sees padding" in note)
     assert said.endswith("is not known: Layer 'x' mixes positions.")
+    assert said in found.cross.notes
+    assert found.summary().count(said) == 1
     assert "padding is seen" not in found.summary().split("note:")[0]
     assert "sees padding" in found._repr_html_()
     by = cc.groupings(bordered.net(), bordered.FEATURE, made, density=None, resamples=0)

@@ -225,7 +225,7 @@ def split(
         "cross": [] if found.cross is None else _crossings(found.cross),
         "selectivity": [] if found.cross is None else _selectivity(found.cross),
         "chosen": None if found.cross is None else found.cross.chosen,
-        "notes": [*found.notes, *(found.cross.notes if found.cross is not None else ())],
+        "notes": list(dict.fromkeys([*found.notes, *(found.cross.notes if found.cross is not None else ())])),
         "seconds": round(time.monotonic() - begun, 1),
     }
     project.folder.write_json(project.folder.folder / "splits" / f"{id}.json", record)

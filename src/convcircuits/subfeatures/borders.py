@@ -61,11 +61,12 @@ def at_places(field: Field, position: Int[Tensor, " n"]) -> Seen:
     }
 
 
-def counted(seen: Seen, groups: Mapping[str, Bool[Tensor, " n"]]) -> Borders:
-    """Count the images of each group, given as masks, at each place."""
+def counted(seen: Seen, groups: Mapping[str, Bool[Tensor, " n"]], what: str = "images") -> Borders:
+    """Count the images of each group, given as masks, at each place. ``what`` is what they are called."""
     return Borders(
         images={name: int(some.sum()) for name, some in groups.items()},
         counts={place: tuple(int((there & some).sum()) for some in groups.values()) for place, there in seen.items()},
+        what=what,
     )
 
 

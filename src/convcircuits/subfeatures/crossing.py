@@ -619,7 +619,7 @@ def _at_border(subject: Subject, measured: Mapping[str, _Responses]) -> Iterator
         yield seen
         return
     of = torch.repeat_interleave(torch.tensor([len(one.full) for one in measured.values()]))
-    borders = counted(seen, {name: of == n for n, name in enumerate(measured)})
+    borders = counted(seen, {name: of == n for n, name in enumerate(measured)}, "held-out images")
     if borders.separate:
         yield borders.sentence
 

@@ -60,10 +60,12 @@ class Borders:
         counts: Place -> the number of images of each group on which the feature is highest there, in the same order:
             ``"padding"``, where its receptive field leaves the image; ``"edge"``, those of them in the first or last
             row or column of its map; and ``"top"``, ``"bottom"``, ``"left"`` and ``"right"``, those on one side.
+        what: What the images are called in ``sentence``.
     """
 
     images: Mapping[str, int]
     counts: Mapping[Place, tuple[int, ...]]
+    what: str = "images"
 
     def share(self, group: str, place: Place = "padding") -> float:
         """Return the share of a group's images on which the feature is highest at a place; NaN of no images."""
@@ -102,7 +104,9 @@ class Borders:
         if self.gap is None or not self.separate:
             return ""
         counts = dict(zip(self.images, self.counts[self.gap.place], strict=True))
-        said = [f"on {counts[name]} of {size} images of group {name}" for name, size in self.images.items() if size]
+        said = [
+            f"on {counts[name]} of {size} {self.what} of group {name}" for name, size in self.images.items() if size
+        ]
         return (
             f"The groups differ in where the feature is highest: {PLACES[self.gap.place]}, {', '.join(said[:-1])} and "
             f"{said[-1]}. So they may be the border of the images, and not mechanisms of what is in them. Crops "

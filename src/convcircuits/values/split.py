@@ -180,7 +180,8 @@ class Split:
         lines += [f"{' and '.join(one.groups)}: {one.sentence}" for one in self.divisions[1:]]
         if self.cross is not None:
             lines.append(self.cross.summary(verdict=self.cross.verdict_sentence not in self.verdict_sentence))
-        return "\n".join([*lines, *(f"note: {printable(note)}" for note in self.notes)])
+        said = () if self.cross is None else self.cross.notes
+        return "\n".join([*lines, *(f"note: {printable(note)}" for note in self.notes if note not in said)])
 
     def __repr__(self) -> str:
         return printable(f"Split({self.feature}, {len(self.labels)} images, {len(self)} groups)")
