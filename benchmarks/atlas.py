@@ -2,8 +2,8 @@
 
 The yardstick is ``loss.backward()`` of one unit with weight gradients, at batch size 8, on the model cut off after the
 layer; it is measured before and after each criterion, and criteria take turns. Figures are CPU time of one thread,
-which a busy machine changes less than the time of day. Weights and images are random: the figures do not depend on
-their values. With fewer units than a layer has, more of the shared work falls on each.
+which other work on the machine changes less than elapsed time. Weights and images are random: the figures do not
+depend on their values. With fewer units than a layer has, more of the shared work falls on each.
 
 With ``--sizing`` it says what atlases cost in hours of one core: it scores units of VGG16 conv3_3 and measures some of
 their circuits, and converts both, as multiples of forward and backward, to all convolutions of ResNet-50 at 224 px.
@@ -227,7 +227,7 @@ def main() -> None:
         "does it. Ratios are to one forward pass and `loss.backward()` of the same images for one unit (with weight",
         "gradients, batch 8), in CPU time of one thread; medians, with minimum and maximum in parentheses. *Faster* is",
         f"the {AUTHORS} s in which the code of the paper's authors scored a unit on an image, divided by this time.",
-        f"torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}.",
+        f"Rounds: {given.rounds}. torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}.",
         "",
         "| model, layer | units | images | criterion | one unit, in such passes | unit and image | faster | at once |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -595,6 +595,7 @@ def record(case: Case, source: str, folder: Path) -> dict[str, Any]:
             "units": len(units),
             "of": len(material.subject().rows),
             "photographs": len(material.others),
+            "beside": len(material.beside),
             "draws": DRAWS,
             "shuffles": SHUFFLES,
             "relevant": _median(row["relevant"] for row in atlas.rows() if row["file"]),

