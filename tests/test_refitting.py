@@ -410,7 +410,7 @@ def test_batches_order_and_memory_change_nothing(name):
 def room(model, circuit, case, batches):
     """Bytes in which runs of so many batches, but not of one more, fit."""
     subject = Subject.open(Network(model), circuit.feature, case.input_shape)
-    return batches * 16 * waiting(subject.survey.paths.graph)
+    return batches * 2 * 2 * max(waiting(subject.survey.paths.graph))
 
 
 @pytest.mark.parametrize("name", MANY)
@@ -470,6 +470,28 @@ def test_one_run_of_the_full_model_serves_all_refits_if_there_is_room(name, memo
     before = shuffled.cost["forward"]
     shuffled(first)
     assert shuffled.cost["forward"] == 2 * before  # a loader may give other images
+
+
+def test_runs_for_which_first_layers_have_no_room_are_held_from_where_maps_are_small():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3 if n == 0 else 4, 4, 3, padding=1) for n in range(6)]
+    net = nn.Sequential(*layers[:2], nn.ReLU(), nn.MaxPool2d(4), *layers[2:]).double()
+    images = torch.randn(8, 3, 16, 16, dtype=torch.float64)
+    circuit = cc.find(net, cc.Feature("7", 1), images, criterion="snip", density=0.5)
+    subject = Subject.open(Network(net), circuit.feature, (3, 16, 16))
+    waits = waiting(subject.survey.paths.graph)
+    assert max(waits[2:]) * 8 < min(waits[:2])
+    memory = 8 * 2 * max(waits[2:]) + 2 * (waits[0] + waits[1])  # all where maps are small, else one batch of two
+    batches = Batches(images, device=images.device, dtype=images.dtype, batch_size=2)
+    fit = Refit(subject, batches, positions=None, memory=memory)
+    held = [min(4, memory // (2 * (waits[n] + waits[n + 1]))) for n in range(5)]
+    assert held == [1, 2, 4, 4, 4]
+    expected = Refit(subject, batches, positions=None)
+    masks = subject.masks(circuit, (3, 16, 16), effective=True)
+    for one, other in zip(fit(masks), expected(masks), strict=True):
+        assert all(torch.equal(one[layer], other[layer]) for layer in one)
+    assert expected.cost["forward"] == 2 * 8
+    assert fit.cost["forward"] == 2 * 2 * (4 + (4 - held[0]) + (4 - held[1]))
 
 
 @pytest.mark.parametrize("name", MANY)

@@ -1,7 +1,8 @@
 """Runs of the full model and of a circuit that wait for each other at every layer."""
 
 import itertools
-from collections import Counter
+import math
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -107,6 +108,11 @@ class Full:
         self._targets.keep(self._batch, self._number, target)
         return target
 
+    @property
+    def waits_at(self) -> int | None:
+        """Number of the kernel call that the run waits at; None if there is no run."""
+        return None if self._run is None else self._run.number
+
     def advance(self) -> None:
         """Continue to the next kernel call, if there is one."""
         if self._run is not None and self._output is not None:
@@ -118,8 +124,8 @@ class Runs:
     """Runs of the full model and of a circuit on every batch, which wait for each other at every layer.
 
     So fitting all layers costs one forward pass of each, and one of the circuit alone if the targets are kept. Batches
-    for which there is no room start anew at every layer, and so do all batches of a loader if there is none for one of
-    them.
+    for which there is no room where they wait start anew at the next layer, and so do all batches of a loader if there
+    is none for one of them. Maps are largest in the first layers, which are soon run again.
 
     Args:
         subject: The feature of the circuit's model.
@@ -148,7 +154,7 @@ class Runs:
         self._cost = cost
         graph = subject.survey.paths.graph
         self._calls = [node.call.layer for node in graph.nodes if node.call is not None]
-        self._room = memory // max(1, 2 * waiting(graph) * batches.batch_size // graph.shapes[0][0])
+        self._memory, self._waiting = memory, waiting(graph)
         self._held: list[tuple[int, Full, Run]] = []
         self._all_held = False
 
@@ -172,18 +178,31 @@ class Runs:
                 yield count if number == numbers[-1] else 0, full, circuit
 
     def _every(self) -> Iterator[tuple[int, Full, Run]]:
-        if self._all_held:
-            yield from self._held
-            return
-        number = 0
-        for number, images in enumerate(self._batches):
-            runs = self._held[number] if number < len(self._held) else self._started(number, images)
-            if len(self._held) == number < self._room:
+        """Yield the runs of every batch, and hold those that there is room for where they wait then."""
+        before, room = self._again(deque(self._held)), self._memory
+        self._held = []
+        for runs in before:
+            yield runs
+            room -= self._bytes(*runs)
+            if room >= 0:
                 self._held.append(runs)
             elif self._batches.total is None:  # a loader may shuffle: then all runs are held, or none
-                self._held, self._room = [], 0
-            yield runs
-        self._all_held = number < len(self._held)
+                self._held = []
+        self._all_held = room >= 0
+
+    def _again(self, held: deque[tuple[int, Full, Run]]) -> Iterator[tuple[int, Full, Run]]:
+        """Yield the runs of every batch, started anew where they are not held."""
+        if self._all_held:
+            while held:
+                yield held.popleft()
+            return
+        for number, images in enumerate(self._batches):
+            yield held.popleft() if held else self._started(number, images)
+
+    def _bytes(self, images: int, full: Full, circuit: Run) -> int:
+        """Return the bytes that a batch's runs take where they wait."""
+        waits = self._waiting[circuit.number]
+        return images * (waits if full.waits_at is None else waits + self._waiting[full.waits_at])
 
     def _started(self, batch: int, images: Tensor) -> tuple[int, Full, Run]:
         def full() -> Run:
@@ -195,12 +214,12 @@ class Runs:
         return len(images), Full(batch, self._targets, full), circuit
 
 
-def waiting(graph: Graph) -> int:
-    """Return the most bytes that values of a graph take while a run waits at a kernel call."""
+def waiting(graph: Graph) -> list[int]:
+    """Return the bytes that the values of one image take while a run of a graph waits at each kernel call."""
     sizes = [shape.numel() * dtype.itemsize for shape, dtype in zip(graph.shapes, graph.dtypes, strict=True)]
-    alive = most = sizes[0]
+    alive, found = sizes[0], []
     for node, unread in zip(graph.nodes, graph.last_uses(), strict=True):
         if node.call is not None:
-            most = max(most, alive)
+            found.append(math.ceil(alive / graph.shapes[0][0]))
         alive += sum(sizes[n] for n in node.outputs if n is not None) - sum(sizes[n] for n in unread)
-    return most
+    return found
