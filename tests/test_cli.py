@@ -44,7 +44,7 @@ from convcircuits.maps.units import MEASURES, RULE, choose_unit, units
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.placing import Placing
-from convcircuits.subfeatures import crossing, splitting
+from convcircuits.subfeatures import shuffling, splitting
 from convcircuits.values.granularity import SHAPES
 from convcircuits.values.recipe import BEST, Recipe, read_recipes
 from convcircuits.values.stimulus import OWN, PERIODS
@@ -1532,7 +1532,7 @@ def test_a_split_that_was_stopped_goes_on(folder, run, good, monkeypatch):
     """The second run finds what it looks for in the folder, and leaves nothing there but what it writes."""
     undisturbed = good(f"{SPLIT.replace('new', 'other')} --groups 2")
     with monkeypatch.context() as stopping:
-        stopping.setattr(crossing, "found_again", Mock(side_effect=KeyboardInterrupt))
+        stopping.setattr(shuffling, "found_again", Mock(side_effect=KeyboardInterrupt))
         code, _, _ = run(f"{SPLIT} --groups 2")
     assert code == 130
     assert len(list(Path("new/checkpoint").iterdir())) == 3  # saliencies, and the circuits of two groups
@@ -1592,7 +1592,7 @@ def test_a_cross_test_that_was_stopped_goes_on(folder, run, good, monkeypatch):
     in_groups()
     undisturbed = good(CROSS.replace("new", "other"))
     with monkeypatch.context() as stopping:
-        stopping.setattr(crossing, "found_again", Mock(side_effect=KeyboardInterrupt))
+        stopping.setattr(shuffling, "found_again", Mock(side_effect=KeyboardInterrupt))
         code, _, _ = run(CROSS)
     assert code == 130
     assert len(list(Path("new/checkpoint").iterdir())) == 2  # the circuits of two groups

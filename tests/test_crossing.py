@@ -9,7 +9,8 @@ import convcircuits as cc
 import twofold
 from convcircuits.subfeatures.again import found_again
 from convcircuits.subfeatures.chosen import Chosen, Dealt
-from convcircuits.subfeatures.crossing import _resampled, _Responses, _selective
+from convcircuits.subfeatures.crossing import _resampled
+from convcircuits.subfeatures.responses import Answers, selective
 from convcircuits.values.boxes import image_hash
 from convcircuits.values.cross import FEWEST_HELD_OUT
 from nets import NETS
@@ -124,7 +125,34 @@ def test_a_refit_is_repeated_in_the_control():
         found[name] = [cc.refit(twofold.net(), cc.prune(scores, kernels=k), some, method="filters") for k in (8, 6)]
     report = cc.cross(twofold.net(), found, held_out, fit=trained, shuffles=1)
     assert [one.kernels for one in report.selectivity] == [8, 6]
-    assert all(len(one.shuffled) == 1 for one in report.selectivity)
+    assert [len(one.shuffled) for one in report.selectivity] == [int(n == report.chosen) for n in range(2)]
+
+
+def test_the_control_is_a_cross_test_of_dealt_images_at_the_size_of_the_verdict():
+    """As if each deal were a cross-test of its own, of circuits found on its own groups."""
+    trained, held_out = halves(6), halves(8, seed=1)
+
+    def found(groups, sizes):
+        scores = {name: cc.score(twofold.net(), twofold.FEATURE, some) for name, some in groups.items()}
+        return {
+            name: [cc.refit(twofold.net(), cc.prune(one, kernels=k), groups[name], method="filters") for k in sizes]
+            for name, one in scores.items()
+        }
+
+    report = cc.cross(twofold.net(), found(trained, (10, 8, 6, 2)), held_out, fit=trained, shuffles=2, seed=3)
+    one = report.selectivity[report.chosen]
+    assert report.chosen == 2
+    assert all(not other.shuffled for other in report.selectivity if other.size != report.chosen)
+    for n, value in enumerate(one.shuffled):
+        dice = torch.Generator().manual_seed(3 + n)
+        dealt = []
+        for groups in (trained, held_out):
+            images = {image_hash(image): image for some in groups.values() for image in some}
+            order = torch.randperm(len(images), generator=dice)
+            mixed = torch.stack(list(images.values()))[order]
+            dealt.append(dict(zip(groups, mixed.split([len(some) for some in groups.values()]), strict=True)))
+        alone = cc.cross(twofold.net(), found(dealt[0], [int(one.kernels)]), dealt[1])
+        assert value == pytest.approx(alone.selectivity[0].value, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -140,12 +168,12 @@ def test_a_refit_is_repeated_in_the_control():
 def test_a_refit_is_repeated_whatever_finds_the_circuit(found_by):
     model, images = twofold.net(), halves(6)["red"]
     circuit = cc.refit(model, cc.find(model, twofold.FEATURE, images, **found_by), images, method="filters")
-    (again,) = found_again(model, [circuit], images)
+    again = found_again(model, [circuit], images)
     assert again == circuit
     assert again.provenance["calibration"]["method"] == "filters"
 
 
-def test_circuits_of_the_same_images_are_not_selective():
+def test_circuits_of_the_same_images_are_notselective():
     made, _ = twofold.images(24)
     trained, held_out = {"a": made[:6], "b": made[6:12]}, {"a": made[12:18], "b": made[18:]}
     found = {name: cc.find(twofold.net(), twofold.FEATURE, some, kernels=6) for name, some in trained.items()}
@@ -278,12 +306,11 @@ def test_the_interval_of_circuits_that_do_not_differ_is_rarely_above_0():
             for _ in range(2):
                 full = torch.rand(count, generator=dice).double() + 0.5
                 wrong = 0.3 * full[:, None, None] * torch.randn(count, 2, 1, generator=dice).double()
-                nowhere = torch.zeros(count, dtype=torch.long)
                 values = full[:, None, None] + wrong
-                groups.append(_Responses(full, values, torch.zeros(2, 1), 1.0, nowhere, []))
+                groups.append(Answers(full, values, []))
             again = torch.Generator().manual_seed(seed)
             weights = [_resampled(torch.arange(count), again) for _ in groups]
-            found += float(_selective(groups, weights).value[:, 0].quantile(0.025)) > 0
+            found += float(selective(groups, weights).value[:, 0].quantile(0.025)) > 0
         above[count] = found / 200
     assert above[FEWEST_HELD_OUT] < 0.08 < above[2]
 

@@ -6,7 +6,7 @@ import torch
 import convcircuits as cc
 import twofold
 from convcircuits.circuits.resuming import Kept
-from convcircuits.subfeatures import baselines, crossing, splitting
+from convcircuits.subfeatures import baselines, shuffling, splitting
 
 torch.set_num_threads(1)
 
@@ -36,7 +36,7 @@ def work(monkeypatch):
 
         return call
 
-    for module, name in ((splitting, "image_saliencies"), (splitting, "circuits_of_group"), (crossing, "found_again")):
+    for module, name in ((splitting, "image_saliencies"), (splitting, "circuits_of_group"), (shuffling, "found_again")):
         monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     return done
 

@@ -225,15 +225,11 @@ def test_progress_knows_how_much_there_is_to_do(loaded):
         "measuring every circuit on every group",
         "measuring every circuit on the images that it was found on",
         *(
-            f"{what} of shuffled group {n} of 2, control 1 of 1{size}"
+            f"{what} the circuit of shuffled group {n} of 2, control 1 of 1"
             for n in (1, 2)
-            for what, size in (
-                ("finding circuits", ""),
-                ("refitting circuits", ", size 1 of 2"),
-                ("refitting circuits", ", size 2 of 2"),
-            )
+            for what in ("finding", "refitting")
         ),
-        "measuring every circuit on every shuffled group, control 1 of 1",
+        "measuring the circuits of shuffled groups",
     ]
     for phase, steps in list(told.items())[2:]:
         assert steps, phase

@@ -1,14 +1,14 @@
-"""Find circuits again, in the way that others were found, on other images."""
+"""Find a circuit again, in the way that another was found, on other images."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from convcircuits.circuits.asking import is_descent, needs_budget
+from convcircuits.circuits.asking import is_descent
 from convcircuits.circuits.controls import treated_alike
 from convcircuits.circuits.criteria import CRITERIA
-from convcircuits.circuits.finding import find, find_path, prune, score
+from convcircuits.circuits.finding import find, find_path
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.batches import Batches, Images, Progress, begin
 from convcircuits.network.masking import Subject
@@ -22,17 +22,17 @@ def found_again(
     *,
     batch_size: int = 16,
     progress: Progress | None = None,
-    called: str = "circuits",
-) -> list[Circuit]:
-    """Find circuits of the same sizes by the same criterion, options and refit on other images.
+    called: str = "a circuit",
+) -> Circuit:
+    """Find the smallest of some circuits again, by the same criterion, options and refit, on other images.
 
     Args:
         model: The model that the circuits belong to.
-        circuits: Circuits of several sizes that were found alike.
+        circuits: Circuits of several sizes that were found alike, the largest first.
         images: The images to find the others on, as for ``score``.
         batch_size: Maximum number of images that run at once.
         progress: Called with the number of images done and their total (or None).
-        called: What they are circuits of, in words, for the phases of ``progress``.
+        called: The circuit, in words, for the phases of ``progress``.
 
     Raises:
         ConvCircuitsError: If it is not known how the circuits were found, or they were found in different ways, inside
@@ -43,34 +43,24 @@ def found_again(
     criterion, feature = CRITERIA[about["criterion"]], circuits[0].feature
     chosen: dict[str, Any] = {"criterion": about["criterion"], "seed": about["seed"], **about["options"]}
     chosen |= {"batch_size": batch_size, "granularity": circuits[0].granularity, "progress": progress}
-    asked = [one.provenance["asked"] for one in circuits]
-    if is_descent(criterion) and "kernels" not in asked[0]:
-        if len(circuits) > 1:
-            raise ConvCircuitsError("Drawable circuits are found again one by one; give one size for each group.")
-        found = [find(model, feature, images, filters=asked[0]["filters"], fan_in=asked[0]["fan_in"], **chosen)]
+    *_, last = circuits
+    asked = last.provenance["asked"]
+    if is_descent(criterion) and "kernels" not in asked:
+        found = find(model, feature, images, filters=asked["filters"], fan_in=asked["fan_in"], **chosen)
     elif is_descent(criterion):
-        path = find_path(model, feature, images, kernels=[one["kernels"] for one in asked], **chosen)
-        by_size = {one.provenance["asked"]["kernels"]: one for one in path}
-        found = [by_size[one["kernels"]] for one in asked]
-    elif needs_budget(criterion) or any(one.provenance.get("effective") for one in circuits):
-        found = [
-            find(model, feature, images, kernels=len(one), effective=one.provenance.get("effective"), **chosen)
-            for one in circuits
-        ]
+        every = [one.provenance["asked"] for one in circuits]  # a descent stops at each of these sizes on its way
+        sizes = [one["kernels"] for one in every if "kernels" in one]
+        *_, found = find_path(model, feature, images, kernels=sizes, **chosen)
     else:
-        scores = score(model, feature, images, **chosen)
-        found = [prune(scores, kernels=len(one)) for one in circuits]
-    subject = Subject.open(model, feature, tuple(circuits[0].provenance["input_shape"]))
+        effective = last.provenance.get("effective")
+        found = find(model, feature, images, kernels=len(last), effective=effective, **chosen)
+    if _refit(found) == _refit(last):
+        return found
+    begin(progress, f"refitting {called}")
+    subject = Subject.open(model, feature, tuple(last.provenance["input_shape"]))
     network = subject.network
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
-    made = []
-    for n, (one, circuit) in enumerate(zip(found, circuits, strict=True), start=1):
-        if _refit(one) == _refit(circuit):
-            made.append(one)
-            continue
-        begin(progress, f"refitting {called}, size {n} of {len(circuits)}")
-        made.append(treated_alike(subject, one, circuit, batches, progress=progress))
-    return made
+    return treated_alike(subject, found, last, batches, progress=progress)
 
 
 def _refit(circuit: Circuit) -> dict[str, Any]:

@@ -3,28 +3,25 @@
 import itertools
 import math
 import os
-from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from convcircuits.circuits.resuming import Kept
-from convcircuits.compiler.extraction import Sweep
 from convcircuits.errors import ConvCircuitsError, option, whole_number
-from convcircuits.maps.interior import Positions
 from convcircuits.network.agreement import IMAGES
 from convcircuits.network.batches import Batches, Images, Progress, begin, check_progress
 from convcircuits.network.capture import Network
 from convcircuits.network.laws import checked
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
-from convcircuits.subfeatures.again import found_again
-from convcircuits.subfeatures.borders import Shape, counted, seen_places
-from convcircuits.subfeatures.chosen import Dealt
+from convcircuits.subfeatures.borders import counted, seen_places
+from convcircuits.subfeatures.responses import Responses, responses_of, selective
+from convcircuits.subfeatures.shuffling import Shuffle
 from convcircuits.texts import number
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.cross import (
@@ -38,7 +35,7 @@ from convcircuits.values.cross import (
     Overlap,
     Selectivity,
 )
-from convcircuits.values.feature import Feature, at, flattened
+from convcircuits.values.feature import Feature
 
 _RESAMPLES = 2000
 _CONSTANT = 1e-6  # range of values, relative to the largest, up to which they are the same to rounding
@@ -66,7 +63,7 @@ def cross(
 
     Are they circuits of their groups, or of the feature as a whole? Each circuit should keep the feature's responses to
     its own group longer than to the others as circuits get smaller. The control deals the same images into groups at
-    random, finds circuits on them in the same way, and measures these alike.
+    random, finds circuits of the size that the verdict is about on them in the same way, and measures these alike.
 
     Args:
         model: The model that the circuits belong to.
@@ -79,7 +76,7 @@ def cross(
         photographs: Name of the group -> the photograph that each of its held-out images is a crop of, in order. Crops
             of one are resampled together and count as one. By default each image is its own.
         subjects: As for ``split``.
-        shuffles: Number of random deals of the control. Each costs as much as finding the circuits did.
+        shuffles: Number of random deals of the control. Each costs as much as finding the circuits of that size did.
         batch_size: Maximum number of images that run at once.
         seed: Seed of the deals and of resampling.
         progress: Called with the number of images done in each phase, and their total (or None).
@@ -125,31 +122,18 @@ def cross(
         subject.check(circuit)
     described = checked(subject, first)
     begin(progress, "measuring every circuit on every group")
-    measured = _responses(subject, sizes, held_out, progress)
+    measured = responses_of(subject, sizes, held_out, progress)
     _check_active(feature, measured)
     begin(progress, "measuring every circuit on the images that it was found on")
-    training = _responses(subject, sizes, found_on, progress)
-    controls: list[_Selective] = []
-    kept = Kept(checkpoint, batch_size=batch_size, network=[str(network.device), str(network.dtype)])
-    for n in range(shuffles if fit is not None else 0):
-        control = f"control {n + 1} of {shuffles}"
-        deal = torch.Generator().manual_seed(seed + n)
-        trained, tested = _dealt(seen, deal), _dealt(hashes, deal)
-        again = {}
-        for place, (name, some) in enumerate(sizes.items(), start=1):
-            images = Dealt(list(learned_on.values()), trained[name], _count(trained[name], seen))
-            called = f"circuits of shuffled group {place} of {len(sizes)}, {control}"
-            find = partial(found_again, model, some, images, batch_size=batch_size, progress=progress, called=called)
-            like = [dict(one.provenance) for one in some]
-            again[name] = kept.circuits(find, like=like, images=sorted(trained[name]))
-        dealt = pooled(
-            {name: Dealt(list(groups.values()), some, _count(some, hashes)) for name, some in tested.items()}
-        )
-        begin(progress, f"measuring every circuit on every shuffled group, {control}")
-        controls.append(_selective(list(_responses(subject, again, dealt, progress).values())))
+    training = responses_of(subject, sizes, found_on, progress)
     rows = tuple(_rows(sizes, measured, training))
-    table = _table(sizes, list(measured.values()), controls, list(crops.values()), rows, seed)
+    table = _table(sizes, list(measured.values()), list(crops.values()), rows, seed)
     chosen = _chosen(table)
+    if learned_on and shuffles:
+        kept = Kept(checkpoint, batch_size=batch_size, network=[str(network.device), str(network.dtype)])
+        like = {name: some[: chosen + 1] for name, some in sizes.items()}
+        shuffle = Shuffle(model, like, learned_on, seen, hashes, batch_size, progress, kept)
+        table[chosen] = replace(table[chosen], shuffled=shuffle.selectivity(subject, held_out, shuffles, seed))
     at_chosen = [some[chosen] for some in sizes.values()]
     notes = [
         *_at_border(subject, measured),
@@ -161,144 +145,35 @@ def cross(
         groups={name: len(one.full) for name, one in measured.items()},
         rows=rows,
         overlaps=tuple(_overlaps(sizes)),
-        selectivity=table,
+        selectivity=tuple(table),
         chosen=chosen,
         notes=tuple(notes),
         provenance=described
         | {
             "images": {name: one.describe() for name, one in held_out.items()},
             "fitted_on": {name: one.describe() for name, one in found_on.items()},
-            "shuffles": len(controls),
+            "shuffles": len(table[chosen].shuffled),
             "seed": seed,
             "circuits": {name: [dict(one.provenance) for one in some] for name, some in sizes.items()},
         },
     )
 
 
-class _Selective(NamedTuple):
-    """Errors by size: of circuits on their own groups, on others, and the difference; (sizes,) or (times, sizes)."""
-
-    own: Tensor
-    others: Tensor
-    value: Tensor
-
-
-@dataclass(frozen=True)
-class _Responses:
-    """What the full model and every circuit answer on a group's images.
-
-    Attributes:
-        full: The feature's value at the position of each image, in the full model, (n,), float64.
-        values: The same in the circuits, (n, circuits' groups, sizes).
-        missed: Squared error over all positions of all images, (circuits' groups, sizes).
-        spread: Squared deviation of the full model's map from its mean, over the same.
-        position: Flat position of each image in its map, (n,).
-        shapes: The shape (C, H, W) of each image.
-    """
-
-    full: Float[Tensor, " n"]
-    values: Float[Tensor, "n groups sizes"]
-    missed: Float[Tensor, "groups sizes"]
-    spread: float
-    position: Int[Tensor, " n"]
-    shapes: Sequence[Shape]
-
-    @classmethod
-    def of(cls, sweep: Sweep, count: int, batches: Batches, progress: Progress | None) -> "_Responses":
-        """Run the full model and all circuits, those of ``count`` groups, on a group's images."""
-        positions, form = Positions(sweep.subject), (count, -1)
-        full, values, done, spread = [], [], 0, _Spread()
-        where, shapes = [], list[Shape]()
-        missed = torch.zeros(len(sweep.kept), dtype=torch.float64)
-        for images in batches:
-            with torch.no_grad():
-                expected, *others = (one.double().cpu() for one in sweep.maps(images))
-            indices = positions.counted(expected, images)
-            full.append(at(expected, indices)[:, 0])
-            where.append(torch.zeros(len(images), dtype=torch.long) if indices is None else indices[:, 0])
-            shapes += [tuple(images.shape[1:])] * len(images)
-            values.append(torch.stack([at(one, indices)[:, 0] for one in others], 1))
-            missed += torch.stack([(one - expected).square().sum() for one in others])
-            spread.add(flattened(expected))
-            done += len(images)
-            if progress is not None:
-                progress(done, batches.expected)
-        answered = torch.cat(full), torch.cat(values).reshape(done, *form)
-        return cls(*answered, missed.reshape(form), spread.total, torch.cat(where), shapes)
-
-    def errors(self, weights: Float[Tensor, "times n"]) -> Float[Tensor, "times groups sizes"]:
-        """Return the relative error of each circuit, if each image counts as often as a row of weights says."""
-        wrong = (self.values - self.full[:, None, None]).abs()
-        return torch.einsum("tn,ngs->tgs", weights, wrong) / (weights @ self.full.abs())[:, None, None]
-
-
-class _Spread:
-    """The squared deviation of values from their mean, of which no more than a batch is in memory."""
-
-    def __init__(self) -> None:
-        self.total, self._mean, self._count = 0.0, 0.0, 0
-
-    def add(self, values: Tensor) -> None:
-        """Count more values (Chan et al., 1983)."""
-        mean, count = float(values.mean()), values.numel()
-        both = self._count + count
-        apart = mean - self._mean
-        self.total += float((values - mean).square().sum()) + apart**2 * self._count * count / both
-        self._mean += apart * count / both
-        self._count = both
-
-
-def _responses(
-    subject: Subject,
-    sizes: Mapping[str, Sequence[Circuit]],
-    groups: Mapping[str, Batches],
-    progress: Progress | None,
-) -> dict[str, _Responses]:
-    """Return what the full model and every circuit answer on each group's images."""
-    sweep = Sweep(subject, list(itertools.chain(*sizes.values())), effective=True)
-    counts = [batches.expected for batches in groups.values()]
-    known = [count for count in counts if count is not None]
-    total = sum(known) if len(known) == len(counts) else None
-    found: dict[str, _Responses] = {}
-    for name, batches in groups.items():
-        before = sum(len(one.full) for one in found.values())
-        told = None if progress is None else _after(before, total, progress)
-        found[name] = _Responses.of(sweep, len(sizes), batches, told)
-    return found
-
-
-def _after(before: int, total: int | None, progress: Progress) -> Progress:
-    """Return a callback for the images of one of several groups, which counts those of all."""
-    return lambda done, _: progress(before + done, total)
-
-
-def _selective(groups: Sequence[_Responses], weights: Sequence[Tensor] | None = None) -> _Selective:
-    """Return the selectivity of circuits, given the responses on each group, in the order of the circuits."""
-    if weights is None:
-        weights = [torch.ones(1, len(one.full), dtype=torch.float64) for one in groups]
-    errors = torch.stack([one.errors(some) for one, some in zip(groups, weights, strict=True)], 2)  # (t, of, on, sizes)
-    count = len(groups)
-    own = errors.diagonal(dim1=1, dim2=2).mean(2)
-    others = (errors.sum((1, 2)) - own * count) / (count * (count - 1))
-    return _Selective(own, others, others - own)
-
-
 def _table(
     sizes: Mapping[str, Sequence[Circuit]],
-    groups: Sequence[_Responses],
-    controls: Sequence[_Selective],
+    groups: Sequence[Responses],
     crops: Sequence[Tensor],
     rows: Sequence[Crossing],
     seed: int,
-) -> tuple[Selectivity, ...]:
+) -> list[Selectivity]:
     """Return the selectivity at each size, with its interval over resampled photographs of each group."""
-    own, others, value = (one[0].tolist() for one in _selective(groups))
+    own, others, value = (one[0].tolist() for one in selective(groups))
     low = high = torch.full((len(own),), math.nan)
     photographs = min(int(some.max()) + 1 for some in crops)
     if photographs > 1:
         dice = torch.Generator().manual_seed(seed)
         weights = [_resampled(some, dice) for some in crops]
-        low, high = _selective(groups, weights).value.nanquantile(torch.tensor([0.025, 0.975]).double(), 0)
+        low, high = selective(groups, weights).value.nanquantile(torch.tensor([0.025, 0.975]).double(), 0)
     table = []
     for size, circuits in enumerate(zip(*sizes.values(), strict=True)):
         train = [row.train_error for row in rows if row.size == size and row.circuit == row.group]
@@ -312,12 +187,12 @@ def _table(
                 value=value[size],
                 low=float(low[size]),
                 high=float(high[size]),
-                shuffled=tuple(float(one.value[0, size]) for one in controls),
+                shuffled=(),
                 photographs=photographs,
                 train=sum(train) / len(train),
             )
         )
-    return tuple(table)
+    return table
 
 
 def _resampled(crops: Tensor, dice: torch.Generator) -> Float[Tensor, "times n"]:
@@ -335,7 +210,7 @@ def _chosen(table: Sequence[Selectivity]) -> int:
 
 
 def _rows(
-    sizes: Mapping[str, Sequence[Circuit]], measured: Mapping[str, _Responses], training: Mapping[str, _Responses]
+    sizes: Mapping[str, Sequence[Circuit]], measured: Mapping[str, Responses], training: Mapping[str, Responses]
 ) -> Iterator[Crossing]:
     for n, (name, circuits) in enumerate(sizes.items()):
         for group, one in measured.items():
@@ -545,7 +420,7 @@ def _check_one_shape(shapes: set[tuple[int, ...]]) -> None:
         )
 
 
-def _check_active(feature: Feature, measured: Mapping[str, _Responses]) -> None:
+def _check_active(feature: Feature, measured: Mapping[str, Responses]) -> None:
     """Check that the feature is above 0 somewhere in each group, and not the same everywhere.
 
     Raises:
@@ -566,8 +441,8 @@ def _check_active(feature: Feature, measured: Mapping[str, _Responses]) -> None:
 
 
 def _notes(
-    measured: Mapping[str, _Responses],
-    training: Mapping[str, _Responses],
+    measured: Mapping[str, Responses],
+    training: Mapping[str, Responses],
     chosen: Selectivity,
     circuits: Sequence[Circuit],
     noun: str,
@@ -608,7 +483,7 @@ def _notes(
         )
 
 
-def _at_border(subject: Subject, measured: Mapping[str, _Responses]) -> Iterator[str]:
+def _at_border(subject: Subject, measured: Mapping[str, Responses]) -> Iterator[str]:
     """Yield a remark if the border of the map tells the groups apart, or if that is not known."""
     seen = seen_places(
         subject,
@@ -625,7 +500,7 @@ def _at_border(subject: Subject, measured: Mapping[str, _Responses]) -> Iterator
 
 
 def _not_apart(
-    measured: Mapping[str, _Responses], crops: Mapping[str, Tensor], chosen: Selectivity, seed: int
+    measured: Mapping[str, Responses], crops: Mapping[str, Tensor], chosen: Selectivity, seed: int
 ) -> Iterator[str]:
     """Yield a remark on each two of more groups whose circuits do no better on their own of the two.
 
@@ -640,25 +515,12 @@ def _not_apart(
             for one in (measured[name] for name in names)
         ]
         dice = torch.Generator().manual_seed(seed)
-        values = _selective(two, [_resampled(crops[name], dice) for name in names]).value[:, chosen.size]
+        values = selective(two, [_resampled(crops[name], dice) for name in names]).value[:, chosen.size]
         low, high = values.nanquantile(torch.tensor([0.025, 0.975]).double()).tolist()
         if not low > 0:
-            value = float(_selective(two).value[0, chosen.size])
+            value = float(selective(two).value[0, chosen.size])
             yield (
                 f"Groups {names[0]!r} and {names[1]!r} are not told apart: at {chosen.density:.2%} of the kernels "
                 f"their circuits err on each other's images by {value:z.2f} more than on their own (95 % interval "
                 f"{low:z.2f} to {high:z.2f})."
             )
-
-
-def _count(hashes: Container[int], groups: Mapping[str, Sequence[int]]) -> int:
-    """Return how many images, copies included, have one of the hashes."""
-    return sum(one in hashes for some in groups.values() for one in some)
-
-
-def _dealt(groups: Mapping[str, Sequence[int]], dice: torch.Generator) -> dict[str, set[int]]:
-    """Deal the images of all groups, given by their hashes, at random into groups of the same sizes."""
-    kept = {name: list(dict.fromkeys(some)) for name, some in groups.items()}  # copies go together
-    every = list(itertools.chain(*kept.values()))
-    order = iter(torch.randperm(len(every), generator=dice).tolist())
-    return {name: {every[n] for n in itertools.islice(order, len(some))} for name, some in kept.items()}
