@@ -125,7 +125,7 @@ def cross(
     measured = responses_of(subject, sizes, held_out, progress)
     _check_active(feature, measured)
     begin(progress, "measuring every circuit on the images that it was found on")
-    training = responses_of(subject, sizes, found_on, progress)
+    training = responses_of(subject, sizes, found_on, progress, each_alone=True)
     rows = tuple(_rows(sizes, measured, training))
     table = _table(sizes, list(measured.values()), list(crops.values()), rows, seed)
     chosen = _chosen(table)
@@ -213,11 +213,12 @@ def _rows(
     sizes: Mapping[str, Sequence[Circuit]], measured: Mapping[str, Responses], training: Mapping[str, Responses]
 ) -> Iterator[Crossing]:
     for n, (name, circuits) in enumerate(sizes.items()):
+        learned = torch.full((len(circuits),), math.nan)
+        if training:
+            own = training[name]
+            learned = own.errors(torch.ones(1, len(own.full), dtype=torch.float64))[0, 0]
         for group, one in measured.items():
-            errors, *learned = (
-                some.errors(torch.ones(1, len(some.full), dtype=torch.float64))[0, n]
-                for some in (one, *([training[group]] if training else []))
-            )
+            errors = one.errors(torch.ones(1, len(one.full), dtype=torch.float64))[0, n]
             apart = (one.full - one.full.mean()).square().sum()
             for size, circuit in enumerate(circuits):
                 values = one.values[:, n, size]
@@ -232,7 +233,7 @@ def _rows(
                     kept=float(values.mean() / one.full.mean()),
                     r2=1 - float(one.missed[n, size]) / one.spread if one.spread > 0 else math.nan,
                     r2_max=1 - float(missed / apart) if len(values) > 2 and apart > 0 else math.nan,
-                    train_error=float(learned[0][size]) if learned else math.nan,
+                    train_error=float(learned[size]) if group == name else math.nan,
                 )
 
 

@@ -107,17 +107,22 @@ def responses_of(
     sizes: Mapping[str, Sequence[Circuit]],
     groups: Mapping[str, Batches],
     progress: Progress | None,
+    *,
+    each_alone: bool = False,
 ) -> dict[str, Responses]:
-    """Return what the full model and every circuit answer on each group's images."""
-    sweep = Sweep(subject, list(chain(*sizes.values())), effective=True)
+    """Return what the full model and every circuit, or each group's circuits alone, answer on each group's images."""
     counts = [batches.expected for batches in groups.values()]
     known = [count for count in counts if count is not None]
     total = sum(known) if len(known) == len(counts) else None
     found: dict[str, Responses] = {}
+    sweep: Sweep | None = None
     for name, batches in groups.items():
         before = sum(len(one.full) for one in found.values())
         told = None if progress is None else _after(before, total, progress)
-        found[name] = Responses.of(sweep, len(sizes), batches, told)
+        if sweep is None or each_alone:
+            measured = sizes[name] if each_alone else chain(*sizes.values())
+            sweep = Sweep(subject, list(measured), effective=True)
+        found[name] = Responses.of(sweep, 1 if each_alone else len(sizes), batches, told)
     return found
 
 

@@ -52,8 +52,8 @@ class Crossing:
         kept: Mean of f_c / mean of f.
         r2: R2 over all positions of all images.
         r2_max: R2 of the values at the positions; NaN for fewer than 3 images.
-        train_error: ``error`` on the images that the group's circuits were found on; NaN if they were not given. If
-            ``circuit`` is ``group``, these are the circuit's own training images.
+        train_error: ``error`` on the images that the circuit was found on; NaN if they were not given, and unless
+            ``circuit`` is ``group``.
     """
 
     circuit: str
@@ -109,7 +109,8 @@ class Selectivity:
         value: ``others - own``.
         low: Lower end of the 95 % interval of ``value``, over resampled photographs; NaN if a group has a single one.
         high: Its upper end.
-        shuffled: ``value`` of circuits found alike on groups dealt at random, one for each deal.
+        shuffled: ``value`` of circuits found alike on groups dealt at random, one for each deal; at the chosen size
+            alone.
         photographs: Number of held-out photographs, or of their subjects, of the group that has the fewest.
         train: Mean of ``error`` of the circuits on the images that they were found on; NaN if they were not given.
         verdict: ``"selective"`` if ``low`` is above 0 and above every value in ``shuffled``; ``"not selective"`` if
