@@ -965,7 +965,7 @@ def test_a_note_from_another_tab_undoes_no_click(open_page):
 def test_a_unit_of_two_mechanisms_is_split_into_them(open_page, planted):
     page = open_page(planted[1])
     expect(page.get_by_text("Complete: 60 photographs.")).to_be_visible()
-    answered(page, kind="split", feature="2:0", densities=[0.4], shuffles=1)
+    answered(page, kind="split", feature="2:0", densities=[0.4, 0.3], shuffles=1)
     page.goto(f"{page.url}u/2/0")
     expect(page.locator("[part=split-verdict] b")).to_contain_text("2 mechanisms")
     expect(page.locator(".split .group")).to_have_count(2)
@@ -974,6 +974,13 @@ def test_a_unit_of_two_mechanisms_is_split_into_them(open_page, planted):
         for group in page.locator(".split .group").all()
     ]
     assert sorted(colors, key=str) == [{"blu"}, {"red"}]
+    said = []
+    for size in page.locator(".tools").filter(has_text="held-out photographs").locator("button").all():
+        size.click()
+        said.append(page.locator(".split").get_by_text("higher on other groups").inner_text())
+    decided, other = sorted(said, key=lambda text: "dealt at random" in text, reverse=True)
+    assert re.search(r"with groups dealt at random \S+: selective\.$", decided)
+    assert re.search(r"the verdict and its control are about the circuits of \d+ %\.$", other)
 
 
 def test_a_page_hears_again_after_its_server_was_started_anew_or_refused_it(browser, tmp_path):

@@ -138,6 +138,7 @@ function Cross({ split }: { split: Split }) {
   const at = (circuit: string, group: string) =>
     split.cross.find((each) => each.size === size && each.circuit === circuit && each.group === group);
   const found = split.selectivity.find((each) => each.size === size);
+  const decided = split.selectivity.find((each) => each.size === split.chosen);
   return (
     <>
       <div class="tools">
@@ -185,7 +186,9 @@ function Cross({ split }: { split: Split }) {
             {" "}
             It is {decimal(found.value)} higher on other groups
             {found.low !== null && found.high !== null && ` (95 %: ${decimal(found.low)} to ${decimal(found.high)})`}
-            {shuffled(found.shuffled)}: {sentence(found.verdict)}.
+            {decided === undefined || decided === found
+              ? `${shuffled(found.shuffled)}: ${sentence(found.verdict)}.`
+              : `; the verdict and its control are about the circuits of ${percent(decided.density)}.`}
           </>
         )}
       </p>
