@@ -2063,6 +2063,7 @@ BAD = {
     "split: alpha": (f"{SPLIT} --alpha 0", "--alpha must be between 0 and 1; got 0.0"),
     "split: held out": (f"{SPLIT} --held-out 1", "--held-out must be between 0 and 1; got 1.0"),
     "split: densities": (SPLIT.replace("0.5", "x"), "--densities"),
+    "split: images of circuits": (f"{SPLIT} --max-images 0", "--max-images must be a whole number from 1; got 0"),
     "split: shuffles": (f"{SPLIT} --groups 2 --shuffles -1", "shuffles must be a whole number from 0; got -1"),
     "split: out is a file": (SPLIT.replace("new", "text.safetensors"), "is a file; give a folder"),
     "cross: no subfolders": (CROSS.replace("grouped", "pictures"), "6 photographs outside of subfolders"),

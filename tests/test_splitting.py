@@ -9,6 +9,7 @@ import torch
 
 import convcircuits as cc
 import twofold
+from convcircuits.subfeatures import shuffling
 from convcircuits.subfeatures.chosen import Chosen
 from convcircuits.subfeatures.grouping import FEWEST, Coordinates, two_groups_p_value
 from convcircuits.subfeatures.splitting import _named, _Tree, held_out_of
@@ -47,6 +48,37 @@ def test_a_unit_of_two_mechanisms_is_divided_and_its_circuits_are_theirs():
         color = "blue" if blue[found.images(name)[0]] else "red"
         assert circuits[-1].kernels == twofold.circuit(color).kernels
     assert found.confidence.min() > 0.3
+
+
+def test_circuits_and_those_of_the_control_are_found_on_so_many_images_of_a_group_at_most(monkeypatch):
+    made, _ = twofold.images(80)
+    again = []
+    monkeypatch.setattr(
+        shuffling, "found_again", lambda model, like, images, **given: again.append(images.total_images) or like[-1]
+    )
+    every = cc.split(twofold.net(), twofold.FEATURE, made, groups=2, max_images=None, **OPTIONS)
+    trained = [len(every.images(name, held_out=False)) for name in "AB"]
+    assert sum(trained) == 48
+    assert again == trained
+    assert not any("drawn at random" in note for note in every.notes)
+    enough = cc.split(twofold.net(), twofold.FEATURE, made, groups=2, max_images=max(trained), **OPTIONS)
+    assert enough.cross.as_dict() == every.cross.as_dict()
+    again.clear()
+    few = cc.split(twofold.net(), twofold.FEATURE, made, groups=2, max_images=10, **OPTIONS)
+    assert again == [10, 10]
+    assert few.labels.tolist() == every.labels.tolist()
+    assert few.held_out.tolist() == every.held_out.tolist()
+    assert few.cross.groups == every.cross.groups
+    for name, circuits in few.circuits.items():
+        seen = [one.provenance["images"] for one in circuits]
+        assert {one["count"] for one in seen} == {10}
+        assert few.cross.provenance["fitted_on"][name] == seen[0]
+        assert circuits[-1].kernels == every.circuits[name][-1].kernels
+    said = f"10 of {trained[0]} of group A and 10 of {trained[1]} of group B"
+    assert f"Circuits were found on {said} training images, drawn at random." in few.notes
+    assert few.provenance["max_images"] == 10
+    whole = cc.split(twofold.net(), twofold.FEATURE, made, groups=1, max_images=10, **OPTIONS)
+    assert "Circuits were found on 10 of 48 training images, drawn at random." in whole.notes
 
 
 def test_a_unit_of_one_mechanism_is_not_divided():
@@ -89,7 +121,7 @@ class Dealt(_Tree):
         self.pieces = torch.tensor([int(one) for one in order]).repeat_interleave(20)
         train = torch.arange(len(self.pieces)) % 2 == 0
         names = np.arange(len(self.pieces))
-        how = {"alpha": 0.05, "held_out": 0.4, "noun": "photograph", "seed": 0}
+        how = {"alpha": 0.05, "held_out": 0.4, "noun": "photograph", "max_images": None, "seed": 0}
         super().__init__(None, names, train, **how, find_all=lambda some, called: [], cross_all=self.compare)
 
     def of(self, part):

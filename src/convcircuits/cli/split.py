@@ -45,6 +45,9 @@ def split(
     refit: Annotated[
         options.GroupRefit, typer.Option(help="How circuits are refitted on the images of their own group.")
     ] = "filters",
+    max_images: Annotated[
+        int, typer.Option(help="The most training photographs of a group that circuits are found on, drawn at random.")
+    ] = 128,
     shuffles: Annotated[int, typer.Option(help="Number of random deals of the cross-test's control.")] = 3,
     baselines: Annotated[
         bool,
@@ -98,6 +101,7 @@ def split(
             alpha=alpha,
             densities=shares,
             refit=refit,
+            max_images=max_images,
             shuffles=shuffles,
             progress=told,
             checkpoint=folder / CHECKPOINT,

@@ -51,6 +51,7 @@ def split(
     criterion: str | Criterion = "gauss_newton",
     densities: Sequence[float] = (0.2, 0.1, 0.05),
     refit: Method = "filters",
+    max_images: int | None = 128,
     shuffles: int = 3,
     batch_size: int = 16,
     seed: int = 0,
@@ -88,6 +89,8 @@ def split(
         criterion: A one-shot criterion that circuits are found by.
         densities: Sizes of the circuits of each group.
         refit: How circuits are refitted on their own group: a method of ``refit``, or ``"none"``.
+        max_images: The most training images of a group that circuits, also the control's, are found on, drawn at
+            random; a note says so where there are more. None for all.
         shuffles: Number of random deals of the cross-test's control.
         batch_size: Maximum number of images that run at once.
         seed: Seed of everything random.
@@ -112,6 +115,7 @@ def split(
     seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
     groups = None if groups is None else whole_number("groups", groups, 1)
     whole_number("shuffles", shuffles, 0)
+    max_images = None if max_images is None else whole_number(option("max_images"), max_images, 1)
     densities = sorted(densities, reverse=True)
     if not densities or not all(0 < density <= 1 for density in densities):
         raise ConvCircuitsError(f"densities must be one or more shares in (0, 1]; got {densities}.")
@@ -163,7 +167,7 @@ def split(
         )
 
     train = active & ~drawn_photographs(names, active, held_out, seed)
-    tree = _Tree(saliencies, names, train, alpha, held_out, noun, seed, find_all, cross_all)
+    tree = _Tree(saliencies, names, train, alpha, held_out, noun, max_images, seed, find_all, cross_all)
     parts = tree.divide(active) if groups is None else tree.into(active, groups)
     circuits, report = tree.circuits(parts), tree.crossed(parts) if len(parts) > 1 else None
     labels = torch.full((len(active),), -1)
@@ -174,6 +178,7 @@ def split(
     if len(parts) > 1:
         about = seen if isinstance(seen, str) else "" if borders is None else borders.sentence
         notes = [about, *notes] if about else notes
+    notes += tree.drawn(parts)
     return Split(
         feature=str(feature),
         labels=labels,
@@ -196,6 +201,7 @@ def split(
             "options": circuits["A"][0].provenance["options"],
             "refit": refit,
             "densities": list(densities),
+            "max_images": max_images,
             "shuffles": shuffles,
             "seed": seed,
         },
@@ -292,6 +298,7 @@ class _Tree:
         alpha: As for ``split``.
         held_out: As for ``split``.
         noun: What ``names`` are numbers of: "photograph" or "subject".
+        max_images: As for ``split``.
         seed: As for ``split``.
         find_all: Finds the circuits of some images, which are called so.
         cross_all: Cross-tests circuits on held-out and training images of groups.
@@ -304,6 +311,7 @@ class _Tree:
     alpha: float
     held_out: float
     noun: str
+    max_images: int | None
     seed: int
     find_all: Callable[[Tensor, str], list[Circuit]]
     cross_all: Callable[[Mapping[str, Sequence[Circuit]], Parts, Parts], Cross]
@@ -414,7 +422,7 @@ class _Tree:
             key = part.numpy().tobytes()
             if key not in self._found:
                 called = f"group {n} of {len(parts)}" if len(parts) > 1 else "all images"
-                self._found[key] = self.find_all(part & self.train, called)
+                self._found[key] = self.find_all(self._learned(part), called)
             found[name] = self._found[key]
         return found
 
@@ -422,7 +430,8 @@ class _Tree:
         """Cross-test groups."""
         key = b"".join(part.numpy().tobytes() for part in parts.values())
         if key not in self._crossed:
-            tested, trained = ({name: one & some for name, one in parts.items()} for some in (~self.train, self.train))
+            tested = {name: part & ~self.train for name, part in parts.items()}
+            trained = {name: self._learned(part) for name, part in parts.items()}
             self._crossed[key] = self.cross_all(self.circuits(parts), tested, trained)
         return self._crossed[key]
 
@@ -439,6 +448,23 @@ class _Tree:
         others = far.scatter(1, labels[counted][:, None], torch.inf).amin(1)
         sure[counted] = (1 - own / others).clamp_min(0).float()
         return sure
+
+    def drawn(self, parts: Parts) -> list[str]:
+        """Return a note if circuits were found on some of the training images of a group."""
+        said = []
+        for name, part in parts.items():
+            some, every = int(self._learned(part).sum()), int((part & self.train).sum())
+            if some < every:
+                said.append(f"{some:,} of {every:,}" + (f" of group {name}" if len(parts) > 1 else ""))
+        return [f"Circuits were found on {' and '.join(said)} training images, drawn at random."] if said else []
+
+    def _learned(self, part: Tensor) -> Tensor:
+        """Return which training images of a group its circuits are found on."""
+        some = part & self.train
+        order = np.random.default_rng([self.seed, 1]).permutation(len(part))
+        chosen = torch.zeros_like(some)
+        chosen[[n for n in order.tolist() if some[n]][: self.max_images]] = True
+        return chosen
 
     def _halves(self, part: Tensor, count: int) -> dict[str, Tensor]:
         """Divide the training images of a group by k-means, and assign the others to the nearest center."""
