@@ -74,11 +74,11 @@ def test_circuits_and_those_of_the_control_are_found_on_so_many_images_of_a_grou
         assert {one["count"] for one in seen} == {10}
         assert few.cross.provenance["fitted_on"][name] == seen[0]
         assert circuits[-1].kernels == every.circuits[name][-1].kernels
-    said = f"10 of {trained[0]} of group A and 10 of {trained[1]} of group B"
-    assert f"Circuits were found on {said} training images, drawn at random." in few.notes
+    said = f"on 10 of the {trained[0]} training images of group A and on 10 of the {trained[1]} of group B"
+    assert f"Circuits were found {said}, drawn at random." in few.notes
     assert few.provenance["max_images"] == 10
     whole = cc.split(twofold.net(), twofold.FEATURE, made, groups=1, max_images=10, **OPTIONS)
-    assert "Circuits were found on 10 of 48 training images, drawn at random." in whole.notes
+    assert "Circuits were found on 10 of the 48 training images, drawn at random." in whole.notes
 
 
 def test_a_unit_of_one_mechanism_is_not_divided():

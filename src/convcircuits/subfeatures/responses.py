@@ -115,13 +115,11 @@ def responses_of(
     known = [count for count in counts if count is not None]
     total = sum(known) if len(known) == len(counts) else None
     found: dict[str, Responses] = {}
-    sweep: Sweep | None = None
+    together = None if each_alone else Sweep(subject, list(chain(*sizes.values())), effective=True)
     for name, batches in groups.items():
         before = sum(len(one.full) for one in found.values())
         told = None if progress is None else _after(before, total, progress)
-        if sweep is None or each_alone:
-            measured = sizes[name] if each_alone else chain(*sizes.values())
-            sweep = Sweep(subject, list(measured), effective=True)
+        sweep = together or Sweep(subject, list(sizes[name]), effective=True)
         found[name] = Responses.of(sweep, 1 if each_alone else len(sizes), batches, told)
     return found
 

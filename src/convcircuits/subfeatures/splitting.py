@@ -455,8 +455,9 @@ class _Tree:
         for name, part in parts.items():
             some, every = int(self._learned(part).sum()), int((part & self.train).sum())
             if some < every:
-                said.append(f"{some:,} of {every:,}" + (f" of group {name}" if len(parts) > 1 else ""))
-        return [f"Circuits were found on {' and '.join(said)} training images, drawn at random."] if said else []
+                what = "" if said else " training images"
+                said.append(f"on {some:,} of the {every:,}{what}" + (f" of group {name}" if len(parts) > 1 else ""))
+        return [f"Circuits were found {' and '.join(said)}, drawn at random."] if said else []
 
     def _learned(self, part: Tensor) -> Tensor:
         """Return which training images of a group its circuits are found on."""
