@@ -451,7 +451,7 @@ class _Tree:
 
     def drawn(self, parts: Parts) -> list[str]:
         """Return a note if circuits were found on some of the training images of a group."""
-        said = []
+        said = list[str]()
         for name, part in parts.items():
             some, every = int(self._learned(part).sum()), int((part & self.train).sum())
             if some < every:
