@@ -1,6 +1,6 @@
 """Measure the saliencies of single images and ``split`` as ratios to one forward and backward pass of the same images.
 
-VGG16 (vgg16_hed), a unit of conv4_2, crops at 112 px, batches of 16, one process. Every figure is timed, in CPU time
+VGG16 (vgg16_hed), a unit of conv4_2, crops at 112 px, batches of 16, one process; crops of one photograph count as one. Every figure is timed, in CPU time
 of all threads, right after a plain forward and backward pass of the truncated model. Memory is the process's peak,
 with the model and all images.
 
@@ -13,6 +13,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import convcircuits as cc
 from convcircuits.subfeatures.saliencies import image_saliencies
@@ -38,17 +39,22 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="FIGURE", help="measure only this; repeatable")
     given = parser.parse_args()
     loaded = load_model("vgg16_hed")
-    images = crops(photographs(given.images)[0], loaded.preprocess, count=given.count, seed=0, size=(SIZE, SIZE))
+    found, _ = photographs(given.images)
+    images = crops(found, loaded.preprocess, count=given.count, seed=0, size=(SIZE, SIZE))
+    crops_of = [found[n % len(found)].subject for n in range(given.count)]
     truncated, feature = loaded.model.features[:DEPTH], cc.Feature(LAYER, given.unit, position="max")
 
     def both() -> None:
         for batch in images.split(BATCH):
             truncated(batch.clone().requires_grad_())[:, given.unit].sum().backward()
 
+    def split(**options: Any) -> cc.Split:
+        return cc.split(loaded.model, feature, images, photographs=crops_of, batch_size=BATCH, **options)
+
     measured: dict[str, Callable[[], object]] = {
         "saliencies of single images": lambda: image_saliencies(loaded.model, feature, images, batch_size=BATCH),
-        "split, tests": lambda: print(cc.split(loaded.model, feature, images, batch_size=BATCH).verdict_sentence),
-        "split in two": lambda: cc.split(loaded.model, feature, images, groups=2, shuffles=0, batch_size=BATCH),
+        "split, tests": lambda: print(split().verdict_sentence),
+        "split in two": lambda: split(groups=2, shuffles=0),
     }
     if unknown := set(given.only or ()) - measured.keys():
         parser.error(f"--only names {', '.join(sorted(unknown))}; the figures are {', '.join(measured)}")
