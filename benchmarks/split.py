@@ -1,8 +1,8 @@
 """Measure the saliencies of single images and ``split`` as ratios to one forward and backward pass of the same images.
 
-VGG16 (vgg16_hed), a unit of conv4_2, crops at 112 px, batches of 16, one process; crops of one photograph count as one. Every figure is timed, in CPU time
-of all threads, right after a plain forward and backward pass of the truncated model. Memory is the process's peak,
-with the model and all images.
+VGG16 (vgg16_hed), a unit of conv4_2, crops at 112 px, of which those of one photograph count as one, batches of 16,
+one process. Every figure is timed, in CPU time of all threads, right after a plain forward and backward pass of the
+truncated model. Memory is the process's peak, with the model and all images.
 
     python benchmarks/split.py --images gcompris:FOLDER --count 1000
     python benchmarks/split.py --images gcompris:FOLDER --count 1000 --only "split in two"
