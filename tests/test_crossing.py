@@ -173,7 +173,7 @@ def test_a_refit_is_repeated_whatever_finds_the_circuit(found_by):
     assert again.provenance["calibration"]["method"] == "filters"
 
 
-def test_circuits_of_the_same_images_are_notselective():
+def test_circuits_of_the_same_images_are_not_selective():
     made, _ = twofold.images(24)
     trained, held_out = {"a": made[:6], "b": made[6:12]}, {"a": made[12:18], "b": made[18:]}
     found = {name: cc.find(twofold.net(), twofold.FEATURE, some, kernels=6) for name, some in trained.items()}
