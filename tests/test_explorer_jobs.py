@@ -8,6 +8,7 @@ import json
 import re
 import zipfile
 from collections import Counter
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -305,6 +306,21 @@ def test_a_split_is_that_of_the_library_and_its_circuits_are_kept(explored):
         row, column = one["position"]
         assert one["box"] == [row, column, 7, 7]
     assert explored.get("layers/4/units/1")["splits"] == []
+
+
+def test_a_circuit_of_a_group_names_the_photographs_that_were_drawn_to_find_it_on(explored, monkeypatch):
+    monkeypatch.setattr(cc, "split", partial(cc.split, max_images=4))
+    said = explored.job("split", feature="4:2", groups=2, densities=[0.3], shuffles=1, seed=1)
+    found = explored.get(f"splits/{said['split']}")
+    assert any("Circuits were found on 4 of the" in note for note in found["notes"])
+    for group in found["groups"]:
+        assert group["images"] - group["held_out"] > 4
+        (id,) = group["circuits"]
+        explored.job("evaluate", circuit=id)
+        report = explored.get(f"circuits/{id}")["report"]
+        assert report["found_on_verified"]
+        assert len(report["found_on"]) == 4
+        assert len(report["held_out"]) == group["held_out"]
 
 
 def test_a_feature_picture_is_kept_with_its_values(explored):

@@ -9,6 +9,7 @@ import torch
 
 import convcircuits as cc
 import twofold
+from convcircuits.network.batches import Batches
 from convcircuits.subfeatures import shuffling
 from convcircuits.subfeatures.chosen import Chosen
 from convcircuits.subfeatures.grouping import FEWEST, Coordinates, two_groups_p_value
@@ -69,7 +70,13 @@ def test_circuits_and_those_of_the_control_are_found_on_so_many_images_of_a_grou
     assert few.labels.tolist() == every.labels.tolist()
     assert few.held_out.tolist() == every.held_out.tolist()
     assert few.cross.groups == every.cross.groups
+    assert not (few.found_on & few.held_out).any()
     for name, circuits in few.circuits.items():
+        part = few.labels == list(few.circuits).index(name)
+        assert (every.found_on & part).tolist() == (~every.held_out & part).tolist()
+        again_on = Batches(made[few.found_on & part], device=made.device, dtype=made.dtype, batch_size=8)
+        assert len(list(again_on.hashed())) == 2
+        assert again_on.describe() == circuits[0].provenance["images"]
         seen = [one.provenance["images"] for one in circuits]
         assert {one["count"] for one in seen} == {10}
         assert few.cross.provenance["fitted_on"][name] == seen[0]

@@ -235,7 +235,7 @@ def split(
 def _kept_circuits(project: Project, found: cc.Split, name: str, id: str, images: Prepared) -> list[str]:
     """Write the circuits of a group, with the photographs that they were found on and those that were held out."""
     roles = {
-        "found_on": found.images(name, held_out=False).tolist(),
+        "found_on": [n for n in found.images(name).tolist() if found.found_on[n]],
         "validated_on": [],
         "held_out": found.images(name, held_out=True).tolist(),
     }

@@ -183,6 +183,7 @@ def split(
         feature=str(feature),
         labels=labels,
         held_out=active & ~tree.train,
+        found_on=tree.found_on(parts),
         confidence=tree.confidence(labels, len(parts)),
         response=saliencies.response,
         position=saliencies.position,
@@ -449,11 +450,15 @@ class _Tree:
         sure[counted] = (1 - own / others).clamp_min(0).float()
         return sure
 
+    def found_on(self, parts: Parts) -> Tensor:
+        """Return which images the circuits of their groups are found on."""
+        return torch.stack([self._learned(part) for part in parts.values()]).any(0)
+
     def drawn(self, parts: Parts) -> list[str]:
         """Return a note if circuits were found on some of the training images of a group."""
-        said = list[str]()
+        found, said = self.found_on(parts), list[str]()
         for name, part in parts.items():
-            some, every = int(self._learned(part).sum()), int((part & self.train).sum())
+            some, every = int((part & found).sum()), int((part & self.train).sum())
             if some < every:
                 what = "" if said else " training images"
                 said.append(f"on {some:,} of the {every:,}{what}" + (f" of group {name}" if len(parts) > 1 else ""))

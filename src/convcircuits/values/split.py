@@ -58,6 +58,8 @@ class Split:
             drive the feature: not above 0, or below 5 % of the highest response.
         held_out: Whether an image was held out: it was assigned to a group, but took no part in finding the groups and
             their circuits. (images,), bool.
+        found_on: Whether the circuits of its group were found on an image: not if it was held out, nor if others of
+            the group were drawn for that. (images,), bool.
         confidence: From 0, between two groups, to 1: 1 - (distance to the own center / to the next one). 0 if there is
             one group.
         response: The feature's value at the position, (images,).
@@ -75,6 +77,7 @@ class Split:
     feature: str
     labels: Int[Tensor, " n"]
     held_out: Bool[Tensor, " n"]
+    found_on: Bool[Tensor, " n"]
     confidence: Float[Tensor, " n"]
     response: Float[Tensor, " n"]
     position: Int[Tensor, " n"]
