@@ -17,7 +17,7 @@ CALLS = {  # images, channels, filters, groups, size of the image, kernel, strid
     "dilation and stride": (2, 4, 6, 1, (13, 14), (3, 3), (2, 2), (2, 3), (3, 2)),
     "depthwise": (2, 8, 8, 8, (9, 9), (3, 3), (2, 2), (1, 1), (1, 1)),
     "one pixel": (2, 4, 3, 1, (1, 1), (3, 3), (1, 1), (1, 1), (1, 1)),
-    "many channels": (3, 40, 3, 1, (6, 6), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "many channels": (10, 40, 3, 1, (6, 6), (3, 3), (1, 1), (1, 1), (1, 1)),
 }
 
 
@@ -28,6 +28,13 @@ def call(request):
     x = torch.randn(n, channels, *size, dtype=torch.float64)
     weight, bias = torch.randn(filters, channels // groups, *kernel).double(), torch.randn(filters).double()
     return ConvCall("layer", x, weight, bias, *rest, groups)
+
+
+@pytest.fixture(params=[(4,), (4, 3)], ids=["vectors", "tokens"])
+def linear(request):
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(size, dtype=torch.float64) for size in ((*request.param, 12), (7, 12), (7,)))
+    return LinearCall("layer", x, weight, bias, 4)
 
 
 def read_from(lattice):
@@ -56,7 +63,7 @@ def test_a_lattice_of_whole_filters_reads_all_channels(call):
     assert torch.equal(read_from(lattice.joined())[:, 0], read_from(lattice).flatten(1, 2))
 
 
-def test_weight_gradients_are_those_of_autograd_image_by_image(call):
+def check_weight_gradients(call):
     gradient = torch.randn_like(call.compute())
     weight = call.weight.clone().requires_grad_()
     expected = [
@@ -65,8 +72,19 @@ def test_weight_gradients_are_those_of_autograd_image_by_image(call):
     ]
     for got, wanted in zip(call.weight_gradients(gradient), expected, strict=True):
         torch.testing.assert_close(got, wanted)
+    for got, wanted in zip(call.kernel_gradients(gradient), expected, strict=True):
+        torch.testing.assert_close(got, (wanted * call.kernels).sum(3))
+    torch.testing.assert_close(call.absolute_weight_gradients(gradient), sum(one.abs() for one in expected))
     torch.testing.assert_close(call.weight_gradient(gradient), sum(expected))
     torch.testing.assert_close(call.weight_gradient(gradient, slice(1, 2)), expected[1])
+
+
+def test_weight_gradients_are_those_of_autograd_image_by_image(call):
+    check_weight_gradients(call)
+
+
+def test_weight_gradients_of_a_linear_layer_are_those_of_autograd(linear):
+    check_weight_gradients(linear)
 
 
 def test_windows_hold_all_positions_with_a_gradient(call):

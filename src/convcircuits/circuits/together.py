@@ -358,7 +358,7 @@ class UnitsLayer:
 
     def absolute_products(self) -> Float[Tensor, "u g o e"]:
         """Return the sum of |w * dL_n/dw| over images and the weights of each element."""
-        if self.shared is None:
+        if self.shared is None or not self.shared[0].few_positions(self.shared[1][0]):
             return torch.stack([layer.absolute_products() for layer in self.units])
         call, slopes = self.shared
         sizes = call.kernels.abs().transpose(2, 3)  # (g, o, k, i), so that sums over k run along vectors

@@ -93,17 +93,17 @@ class Layer:
 
     def element_gradients(self) -> Iterator[Float[Tensor, "g o e"]]:
         """Yield dL_n/dm_e for one image after another, with m_e a factor on all weights of an element."""
-        return (product.sum(3) for product in self.weight_products())
+        if self.granularity != "kernel":
+            return (product.sum(3) for product in self.weight_products())
+        by_call = [call.kernel_gradients(gradient) for call, gradient in self.calls]
+        return (functools.reduce(torch.add, parts) for parts in zip(*by_call, strict=True))
 
     def absolute_products(self) -> Float[Tensor, "g o e"]:
         """Return the sum of |w * dL_n/dw| over images and the weights of each element."""
         if len(self.calls) > 1:
             return functools.reduce(torch.add, (product.abs_().sum(3) for product in self.weight_products()))
         ((call, gradient),) = self.calls
-        sizes = (one.abs() for one in call.weight_gradients(gradient))
-        total = next(sizes)
-        for size in sizes:
-            total += size
+        total = call.absolute_weight_gradients(gradient)
         return by_element(total.mul_(call.kernels.abs()), self.granularity).sum(3)
 
     def mask_gradients(self) -> Iterator[Float[Tensor, "n g o e"]]:

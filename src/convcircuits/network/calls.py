@@ -3,8 +3,9 @@
 Shape letters: n image, g group, o filter in the group, i channel in the group, k weight in the kernel, p position.
 """
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 _FEW, _MANY = 256, 32  # positions and channels for which matrix products are quicker than a convolution's backward pass
+_BLOCK = 8  # images for which such products are held at once
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,18 @@ class Lattice:
     size: int
 
     MULTIPLE: ClassVar[int] = 64
+
+    def weight_gradients(self, images: slice) -> Iterator[Float[Tensor, "n o i"]]:
+        """Yield dL_n/dw of some images for one weight of each kernel after another. There must be one group."""
+        start, count = images.start * self.size, images.stop - images.start
+
+        def by_image(laid_out: Float[Tensor, "1 c _"], begin: int) -> Float[Tensor, "n c p"]:
+            cut = laid_out[0, :, begin : begin + count * self.size]
+            return cut.view(len(cut), count, self.size).transpose(0, 1)
+
+        slopes = by_image(self.gradient, start)
+        for offset in self.offsets:
+            yield slopes @ by_image(self.reads, start + offset).transpose(1, 2)
 
     def joined(self) -> "Lattice":
         """Return a lattice of whole filters: one input of each group, with the weights of all its kernels."""
@@ -221,15 +235,39 @@ class ConvCall:
 
     def weight_gradients(self, gradient: Float[Tensor, "n ..."]) -> Iterator[Float[Tensor, "g o i k"]]:
         """Yield dL_n/dw for one image after another, (g, o, i, k)."""
-        few = self.groups == 1 and self.x.is_cpu and gradient[0, 0].numel() <= _FEW and self.x.shape[1] >= _MANY
-        if not few:
+        if self.few_positions(gradient):
+            lattice = self.lattice(gradient)
+            for n in range(len(gradient)):
+                yield torch.stack(list(lattice.weight_gradients(slice(n, n + 1))), 3)  # one image, and one group
+        else:
             yield from (self.weight_gradient(gradient, slice(n, n + 1)) for n in range(len(gradient)))
+
+    def absolute_weight_gradients(self, gradient: Float[Tensor, "n ..."]) -> Float[Tensor, "g o i k"]:
+        """Return the sum of |dL_n/dw| over images, (g, o, i, k)."""
+        if not self.few_positions(gradient):
+            return _sum(one.abs_() for one in self.weight_gradients(gradient))
+        groups, out, inputs, weights = self.kernels.shape
+        lattice, total = self.lattice(gradient), gradient.new_zeros(groups, weights, out, inputs)
+        for images in _blocks(len(gradient)):
+            for sums, slopes in zip(total[0], lattice.weight_gradients(images), strict=True):
+                sums += slopes.abs_().sum(0)
+        return total.permute(0, 2, 3, 1)
+
+    def kernel_gradients(self, gradient: Float[Tensor, "n ..."]) -> Iterator[Float[Tensor, "g o i"]]:
+        """Yield the sum of w dL_n/dw over the weights of each kernel for one image after another, (g, o, i)."""
+        if not self.few_positions(gradient):
+            yield from (one.mul_(self.kernels).sum(3) for one in self.weight_gradients(gradient))
             return
-        lattice = self.lattice(gradient)
-        for start in range(0, len(gradient) * lattice.size, lattice.size):
-            slopes, reads = lattice.gradient[0, :, start : start + lattice.size], lattice.reads[0, :, start:]
-            products = [slopes @ reads[:, k : k + lattice.size].T for k in lattice.offsets]
-            yield torch.stack(products).permute(1, 2, 0)[None]
+        lattice, weights = self.lattice(gradient), self.kernels[0].permute(2, 0, 1).contiguous()
+        for images in _blocks(len(gradient)):
+            sums = weights.new_zeros(images.stop - images.start, *weights.shape[1:])
+            for weight, slopes in zip(weights, lattice.weight_gradients(images), strict=True):
+                sums.addcmul_(slopes, weight)
+            yield from sums[:, None]
+
+    def few_positions(self, gradient: Float[Tensor, "n c h w"]) -> bool:
+        """Return whether an image has so few that matrix products find dL_n/dw faster than a convolution does."""
+        return self.groups == 1 and self.x.is_cpu and gradient[0, 0].numel() <= _FEW and self.x.shape[1] >= _MANY
 
     def weight_gradient(
         self, gradient: Float[Tensor, "n ..."], images: slice = slice(None)
@@ -343,6 +381,18 @@ class LinearCall:
         """Yield dL_n/dw for one image after another, (1, o, i, k)."""
         yield from (self.weight_gradient(gradient, slice(n, n + 1)) for n in range(len(gradient)))
 
+    def absolute_weight_gradients(self, gradient: Float[Tensor, "n ..."]) -> Float[Tensor, "g o i k"]:
+        """Return the sum of |dL_n/dw| over images, (1, o, i, k)."""
+        return _sum(one.abs_() for one in self.weight_gradients(gradient))
+
+    def kernel_gradients(self, gradient: Float[Tensor, "n ..."]) -> Iterator[Float[Tensor, "g o i"]]:
+        """Yield the sum of w dL_n/dw over the weights of each kernel for one image after another, (1, o, i)."""
+        yield from (one.mul_(self.kernels).sum(3) for one in self.weight_gradients(gradient))
+
+    def few_positions(self, gradient: Float[Tensor, "n ..."]) -> bool:
+        """Return True: dL_n/dw is a matrix product."""
+        return True
+
     def weight_gradient(
         self, gradient: Float[Tensor, "n ..."], images: slice = slice(None)
     ) -> Float[Tensor, "g o i k"]:
@@ -362,6 +412,15 @@ def computed_at(call: KernelCall, positions: Tensor) -> Float[Tensor, "n out p"]
     """Return the output of a call at some positions, the same in every image, without computing the rest."""
     output = torch.einsum("goik,ngikp->ngop", call.kernels, call.columns(slice(None), positions)).flatten(1, 2)
     return output if call.bias is None else output + call.bias[:, None]
+
+
+def _sum(tables: Iterable[Tensor]) -> Tensor:
+    """Return the sum of tables, in the first of them."""
+    return functools.reduce(Tensor.add_, tables)
+
+
+def _blocks(images: int) -> Iterator[slice]:
+    return (slice(start, min(start + _BLOCK, images)) for start in range(0, images, _BLOCK))
 
 
 def _spans(used: Bool[Tensor, "n length"]) -> tuple[Tensor, int]:
