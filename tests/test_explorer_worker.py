@@ -391,7 +391,8 @@ DRAWN = json.loads(plain().to_json())  # a document, whatever it is of
 
 def test_figures_of_another_model_version_or_photographs_are_not_shown(explorer):
     (one,) = explorer.store.circuits()
-    figures = {"images": 3, "verdict": "weak", "verdict_sentence": "It is weak."}
+    r2s = dict.fromkeys([f"r2{of}{at}" for of in ("", "_average_map", "_random") for at in ("", "_interior")])
+    figures = {"images": 3, "verdict": "not decided", "verdict_sentence": "Not measured.", **r2s}
     said = {"circuit": one.id, "basis": "a" * 32, "report": figures, "photographs": {}, "seconds": 1.0}
     explorer.store.write_json(explorer.store.report_file(one.id), said)
     explorer.store.write_json(explorer.store.diagram_file(one.id, "a" * 32, controls=False), DRAWN)

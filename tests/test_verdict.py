@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from convcircuits.values.verdict import KEEPS, KEEPS_IN_PART, R2, decide
+from convcircuits.values.verdict import KEEPS, KEEPS_IN_PART, R2, decide, is_of_interior
 
 NONE = R2(-1.0, -1.0)
 NAN = math.nan
@@ -154,3 +154,18 @@ def test_no_figure_is_written_as_a_negative_nothing():
     _, sentence = said_of((-0.001, -0.004), (-0.001, 0.0), (0.0, 0.0))
     assert "R2 is 0.00" in sentence
     assert "-0.00" not in sentence
+
+
+def test_a_verdict_is_about_the_interior_unless_its_sentence_names_all_positions_alone():
+    some = [-0.2, 0.35, 0.6, 0.75, 0.95]
+    circuits, average_maps = (list(itertools.product(values, repeat=2)) for values in ([*some, NAN], some))
+    seen = set()
+    for circuit, average_map in itertools.product(circuits, average_maps):
+        verdict, sentence = said_of(circuit, average_map, NONE)
+        of_interior = is_of_interior(verdict, R2(*circuit), R2(*average_map), NONE)
+        inside = "R2 on the interior" in sentence or "R2 is" not in sentence or verdict == "keeps"
+        assert of_interior == (inside and not math.isnan(circuit[1])), sentence
+        seen.add((verdict, of_interior))
+    assert len(seen) == 6  # a circuit that keeps its feature does so on the interior, too
+    assert is_of_interior("not decided", R2(0.9, 0.9), NONE, R2(NAN, NAN))
+    assert is_of_interior("not decided", R2(NAN, 0.9), R2(NAN, NAN), R2(NAN, NAN))

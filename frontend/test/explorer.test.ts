@@ -265,6 +265,7 @@ const REPORT: Report = {
   held_out: [],
   verdict: "keeps",
   verdict_sentence: "",
+  of_interior: false,
   seconds: 1,
   figures: { r2: 0.7, r2_interior: null, r2_rectified: 0.6, r2_random: -4, r2_average_map: 0.1 },
 };
@@ -299,16 +300,18 @@ test("R\u00b2 stands beside its baselines where the verdict is about", () => {
   });
   assert.equal(listedBeside(REPORT), baselines(REPORT).text);
   const figures = { ...REPORT.figures, r2_interior: 0.6, interior: "central" };
-  const central = baselines({ ...REPORT, figures });
+  const central = baselines({ ...REPORT, figures, of_interior: true });
   assert.equal(central.own, 0.6);
   assert.equal(central.text, "on the central positions: random circuit not measured, average map not measured");
-  const inside = { ...figures, interior: "exact", r2_random_interior: 0.1, r2_average_map_interior: 0.2 };
+  const known = { ...figures, interior: "exact", r2_random_interior: 0.1, r2_average_map_interior: 0.2 };
+  const inside = { ...REPORT, figures: known, of_interior: true };
+  assert.equal(listedBeside(inside), "on the interior: random circuit .10, average map .20; over all positions .70");
   assert.equal(
-    listedBeside({ ...REPORT, figures: inside }),
-    "on the interior: random circuit .10, average map .20; over all positions .70",
+    listedBeside({ ...inside, of_interior: false }),
+    "over all positions: random circuit \u22124.00, average map .10; on the interior .60",
   );
   assert.equal(
-    measuredBeside({ ...REPORT, figures: inside }), // the sentence before it may be of all positions
+    measuredBeside(inside), // the sentence before it may be of all positions
     `On ${heldOut(REPORT.images, REPORT)} (on the interior: this circuit .60, random circuit .10, average map .20).`,
   );
 });
@@ -321,24 +324,6 @@ test("a verdict's sentence has numbers as the page has them, and names as they a
     ["reaches -0.00 and 0.20, a random circuit 12", "reaches \u2212.00 and .20, a random circuit 12"],
   ])
     assert.equal(verdictText(said!), shown);
-});
-
-test("the R\u00b2 that leads is the one that the verdict is by", () => {
-  const figures = { ...REPORT.figures, r2_interior: 0.81, r2_random_interior: 0.1, r2_average_map_interior: 0.2 };
-  const led = (verdict: string, verdict_sentence: string) => {
-    const report = { ...REPORT, figures, verdict, verdict_sentence };
-    return `${r2Text(baselines(report).own)} ${listedBeside(report)}`;
-  };
-  const [inside, all] = [
-    ".81 on the interior: random circuit .10, average map .20; over all positions .70",
-    ".70 over all positions: random circuit \u22124.00, average map .10; on the interior .81",
-  ];
-  assert.equal(led("keeps", "The circuit keeps 2:7: R2 is 0.70, on the interior 0.81, where it is so."), inside);
-  assert.equal(led("keeps in part", "The circuit keeps 2:7 in part: R2 is 0.70, below 0.8."), all);
-  const low = "R2 on the interior is 0.81 where the average training map reaches 0.70, so more than 50% is left";
-  assert.equal(led("keeps in part", `The circuit keeps 2:7 in part: ${low}.`), inside);
-  assert.equal(led("does not keep", `The circuit does not keep 2:7: R2 is 0.70, below 0.8; ${low}.`), inside);
-  assert.equal(led("not decided", "Whether the circuit keeps 2:7 is not decided: R2 is not defined."), all);
 });
 
 test("photographs that a circuit was found on, or its size chosen on, are known as used", () => {

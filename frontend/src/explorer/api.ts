@@ -380,6 +380,7 @@ export interface Report {
   held_out: string[];
   verdict: string;
   verdict_sentence: string;
+  of_interior: boolean; // whether it is about R² there, not over all positions
   figures: Record<string, unknown>;
   seconds: number;
   sent: boolean; // came in a bundle: not measured here

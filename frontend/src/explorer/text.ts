@@ -211,14 +211,6 @@ export function sameHeldOut(a: Report, b: Report): boolean {
   return a.images === b.images && a.whole === b.whole && a.held_out.toSorted().join() === b.held_out.toSorted().join();
 }
 
-/** Whether a verdict is by R² on the interior. One that keeps is by both, others by what their sentence says is
- *  wanting: a circuit that keeps in part may have as high an R² there as one that keeps. */
-function isByInterior(report: Report): boolean {
-  const { verdict, verdict_sentence: said } = report;
-  if (figure(report, "r2_interior") === null) return false;
-  return verdict === "keeps" || !/\bR2 is\b/.test(said) || /\bR2 on\b/.test(said);
-}
-
 function placeOf(report: Report, inside: boolean): string {
   if (!inside) return "over all positions";
   return report.figures.interior === "central" ? "on the central positions" : "on the interior";
@@ -228,7 +220,7 @@ function placeOf(report: Report, inside: boolean): string {
  *  random circuit −.31, average map .12". */
 export function baselines(
   report: Report,
-  inside = isByInterior(report),
+  inside = report.of_interior,
 ): { own: number | null; where: string; others: string; text: string } {
   const of = (name: string) => figure(report, inside ? `${name}_interior` : name);
   const others = `random circuit ${r2Text(of("r2_random"))}, average map ${r2Text(of("r2_average_map"))}`;

@@ -398,6 +398,7 @@ class Report(_Answer):
     held_out: list[Id] = Field(description="Photographs that it was measured on.")
     verdict: str
     verdict_sentence: str
+    of_interior: bool = Field(description="Whether the verdict is about R2 on the interior, not over all positions.")
     figures: dict[str, Any] = Field(
         description="All of `cc.Evaluation`: r2, r2_interior, r2_rectified, r2_average_map, r2_random, ..."
     )

@@ -42,6 +42,7 @@ from convcircuits.explorer.layer_file import LayerFile
 from convcircuits.explorer.opening import Opening
 from convcircuits.explorer.store import Store, curve_key, filters_noted, note_key
 from convcircuits.texts import names
+from convcircuits.values.verdict import R2, is_of_interior
 from convcircuits.version import __version__
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -502,6 +503,7 @@ class Session:
                 found_on_verified=bool(saved.get("verified")),
                 verdict=figures["verdict"],
                 verdict_sentence=figures["verdict_sentence"],
+                of_interior=is_of_interior(figures["verdict"], *_r2s(figures)),
                 figures=figures,
                 seconds=saved["seconds"],
                 sent=sent,
@@ -711,6 +713,15 @@ def _check(content: bytes, suffix: str) -> None:
             raise ValueError("its checksum does not match")
     else:
         Document.from_json(content.decode())
+
+
+def _r2s(figures: Mapping[str, Any]) -> tuple[R2, R2, R2]:
+    """Return R2 of a circuit, of the average map and of a random circuit, from a report's JSON values."""
+    circuit, average_map, random = (
+        R2(*(math.nan if figures[name] is None else float(figures[name]) for name in (name, f"{name}_interior")))
+        for name in ("r2", "r2_average_map", "r2_random")
+    )
+    return circuit, average_map, random
 
 
 def _whole(provenance: Mapping[str, Any]) -> bool:

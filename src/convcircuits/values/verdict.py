@@ -57,28 +57,47 @@ def decide(circuit: R2, average_map: R2, random: R2, *, feature: str, where: str
             f"equal size {random.all:z.2f} and {random.interior:z.2f}."
         )
     lost = list(_wanting(KEEPS_IN_PART, circuit, average_map, random, where))
-    failed = [reason for known, reason in lost if known]
+    failed = [reason for known, _, reason in lost if known]
     if failed:
         return "does not keep", f"The circuit does not keep {feature}: {'; '.join(failed)}."
     if not lost:
-        return "keeps in part", f"The circuit keeps {feature} in part: {'; '.join(reason for _, reason in wanting)}."
-    unknown = "; ".join(dict.fromkeys(reason for _, reason in lost))
+        return "keeps in part", f"The circuit keeps {feature} in part: {'; '.join(reason for *_, reason in wanting)}."
+    unknown = "; ".join(dict.fromkeys(reason for *_, reason in lost))
     return "not decided", f"Whether the circuit keeps {feature} is not decided: {unknown}."
 
 
-def _wanting(rule: Rule, circuit: R2, average_map: R2, random: R2, where: str) -> Iterator[tuple[bool, str]]:
-    """Yield the requirements of a rule that fail (True) or could not be checked (False), each with its reason."""
-    for at, asked, r2 in ((0, rule.r2, "R2"), (1, rule.r2_interior, f"R2 on {where}")):
-        value = circuit[at]
+def is_of_interior(word: Word, circuit: R2, average_map: R2, random: R2) -> bool:
+    """Return whether a verdict is about R2 on the interior, rather than over all counted positions.
+
+    It is, if R2 is known there, unless all that is wanting is wanting over all positions.
+    """
+    if math.isnan(circuit.interior):
+        return False
+    rule = KEEPS if word in ENOUGH["part"] else KEEPS_IN_PART
+    wanting = _wanting(rule, circuit, average_map, random, "the interior")
+    places = {place for known, place, _ in wanting if known or word != "does not keep"}
+    return places != {"all"}
+
+
+def _wanting(
+    rule: Rule, circuit: R2, average_map: R2, random: R2, where: str
+) -> Iterator[tuple[bool, Literal["all", "interior"], str]]:
+    """Yield the requirements of a rule that fail (True) or could not be checked (False), each with place and reason."""
+    places: tuple[tuple[Literal["all", "interior"], float, str], ...] = (
+        ("all", rule.r2, "R2"),
+        ("interior", rule.r2_interior, f"R2 on {where}"),
+    )
+    for place, asked, r2 in places:
+        value, *baselines = (getattr(one, place) for one in (circuit, average_map, random))
         if math.isnan(value):
-            yield False, f"{r2} is not defined"
+            yield False, place, f"{r2} is not defined"
             continue
         if value < asked:
-            yield True, f"{r2} is {value:z.2f}, below {asked:g}"
+            yield True, place, f"{r2} is {value:z.2f}, below {asked:g}"
             continue
-        for baseline, name in ((average_map[at], "the average training map"), (random[at], "a random circuit")):
+        for baseline, name in zip(baselines, ("the average training map", "a random circuit"), strict=True):
             if math.isnan(baseline):
-                yield False, f"{name} was not measured"
+                yield False, place, f"{name} was not measured"
             elif 1 - value > rule.left * (1 - baseline) + _ROUNDING:
                 left = f"more than {rule.left:.0%} of its squared error is left"
-                yield True, f"{r2} is {value:z.2f} where {name} reaches {baseline:z.2f}, so {left}"
+                yield True, place, f"{r2} is {value:z.2f} where {name} reaches {baseline:z.2f}, so {left}"
