@@ -97,6 +97,7 @@ bench: setup
 	$(BIN)/python benchmarks/speed.py --out benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/circuits.py --out benchmarks/CIRCUITS.md
 	$(BIN)/python benchmarks/atlas.py --out benchmarks/ATLAS.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/descents.py --learned --out benchmarks/DESCENTS.md
 	$(CHROMIUM) $(BIN)/python benchmarks/diagram.py --out benchmarks/DIAGRAM.md
 	$(CHROMIUM) $(BIN)/python benchmarks/explorer.py --count 24 --out benchmarks/EXPLORER.md
 

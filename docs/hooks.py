@@ -23,6 +23,8 @@ from convcircuits.drawing.atlas_page import atlas_page  # noqa: E402
 _RUN = re.compile(r"^<!-- run: (\S+) -->$", re.MULTILINE)
 _ELSEWHERE = {  # where it lies in the repository, from where it is on the site
     "benchmarks/RESULTS.md": "benchmarks/RESULTS.md",
+    "benchmarks/ATLAS.md": "benchmarks/ATLAS.md",
+    "benchmarks/DESCENTS.md": "benchmarks/DESCENTS.md",
     "benchmarks/CIRCUITS.md": "benchmarks/CIRCUITS.md",
     "benchmarks/DIAGRAM.md": "benchmarks/DIAGRAM.md",
     "benchmarks/EXPLORER.md": "benchmarks/EXPLORER.md",
