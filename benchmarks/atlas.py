@@ -23,6 +23,7 @@ from torch import nn
 from torchvision import models
 
 import convcircuits as cc
+from convcircuits.atlases.making import FIT
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.evaluation import measured
 from convcircuits.circuits.together import fitting, score_together
@@ -139,7 +140,7 @@ def core_hours(units: dict[str, int], once: dict[str, float], images: int, held_
         held_out: Number of images that they are measured on.
         costs: What a unit costs, in such passes.
     """
-    passes = costs.scoring * images + costs.measuring * (images + held_out)
+    passes = costs.scoring * images + costs.measuring * (min(images, FIT) + held_out)
     return sum(units[layer] * once[layer] * passes for layer in units) / 3600
 
 

@@ -18,7 +18,8 @@ import torch
 
 import convcircuits as cc
 from convcircuits import files
-from convcircuits.atlases import store
+from convcircuits.atlases import making, store
+from convcircuits.network.batches import Batches
 from nets import NETS
 
 torch.set_num_threads(1)
@@ -50,6 +51,21 @@ def test_circuits_and_figures_are_those_of_find_and_evaluate(found):
         for name in store.FIGURES:
             number = isinstance(report[name], float)
             assert row[name] == (pytest.approx(report[name], rel=1e-9, abs=1e-12) if number else report[name])
+
+
+@pytest.mark.parametrize("criterion", ["gauss_newton", "progressive"])
+def test_figures_are_fitted_on_some_images_unless_circuits_are_fitted_on_all(criterion, tmp_path, monkeypatch):
+    monkeypatch.setattr(making, "FIT", 3)
+    model, images, held_out = CASE.build(), CASE.images(4), CASE.images(4, seed=5)
+    some = made(tmp_path, units=[1], criterion=criterion)
+    about = {"device": images.device, "dtype": images.dtype, "batch_size": 16}
+    drawn = torch.cat(list(Batches(images, **about).sample(3, seed=0)))
+    of_each = [cc.evaluate(model, some.circuit(1), held_out, fit=fit) for fit in (images, drawn)]
+    assert of_each[0].r2_average_map != of_each[1].r2_average_map
+    expected = of_each[criterion == "gauss_newton"]
+    (row,) = some.rows()
+    for name in ("r2", "r2_readout", "r2_average_map", "r2_random"):
+        assert row[name] == pytest.approx(getattr(expected, name), rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("size", [{"kernels": 9}, {"density": 0.3, "effective": True}, {"filters": 2, "fan_in": 2}])

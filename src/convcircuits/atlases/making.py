@@ -51,6 +51,11 @@ Measured = tuple[Circuit | None, Evaluation | None, str, float]
 """The same with the circuit's figures."""
 
 
+FIT = 128
+"""The most images that average maps and readouts are fitted on. A unit's circuit and its control run on each of them,
+which would take longer than scoring on thousands, and figures hardly change with more."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """How circuits are found, alike for all units.
@@ -113,6 +118,7 @@ class Opened:
         subject: The model, opened for all units of the layer as one feature.
         images: The images that circuits are found on, all counted.
         held_out: The images that they are measured on.
+        fit: At most ``FIT`` of ``images``, drawn by their content.
         asked: How circuits are found.
         memory: Bytes of working memory for chunks of pre-sum maps.
         finish: What is done to a circuit before it is written.
@@ -122,6 +128,7 @@ class Opened:
     subject: Subject
     images: Batches
     held_out: Batches
+    fit: Batches
     asked: Asked
     memory: int = MEMORY
     finish: Callable[[Circuit], Circuit] = lambda circuit: circuit
@@ -202,7 +209,8 @@ def atlas(
         layer: The layer's name.
         images: The images to find circuits on, as for ``score``, all of one size.
         held_out: Other images, to measure the circuits on. As ``evaluate`` does it, the average map of ``images`` and
-            a random circuit are measured beside each.
+            a random circuit are measured beside each. Average maps and readouts are fitted on at most 128 of
+            ``images``, drawn at random, unless the criterion fits the circuits.
         folder: Where circuits and their index are kept; created if it does not exist.
         units: The units; all of the layer if None.
         position: The positions that count, as for ``Feature``; not ``Boxes``.
@@ -331,7 +339,8 @@ def open_layer(
     for batches in (taken, measured_on):
         for _ in batches:
             pass
-    return Opened(model, subject, taken, measured_on, asked, memory)
+    fit = taken if taken.count <= FIT else taken.sample(FIT, asked.seed)
+    return Opened(model, subject, taken, measured_on, fit, asked, memory)
 
 
 def _maker(ray: str | None) -> contextlib.AbstractContextManager[Callable[..., None]]:
@@ -366,7 +375,9 @@ def measure(opened: Opened, found: Found) -> Measured:
     if circuit is not None:
         try:
             subject = opened.subject.of(circuit.feature)
-            (report,) = measured(subject, [circuit], opened.held_out, fit=opened.images, seed=opened.asked.seed)
+            # A fitted circuit has seen all images, so its control is fitted on all, too.
+            fit = opened.images if circuit.calibrated else opened.fit
+            (report,) = measured(subject, [circuit], opened.held_out, fit=fit, seed=opened.asked.seed)
         except ConvCircuitsError as error:
             circuit, problem = None, str(error)
     return circuit, report, problem, seconds + time.perf_counter() - start
