@@ -77,6 +77,12 @@ class Curve:
         return float(r2[below - 1] + part * (r2[below] - r2[below - 1]))
 
 
+_STALE = (
+    "*Verdicts in parentheses* are of older records, whose controls were trained from their refits alone. Most of the\n"
+    "relabelled graphs are the same everywhere then, pass no gradient on and stay so: these controls are too weak, and "
+    "wait\nto be measured again.\n"
+)
+
 Unit = tuple[str, str, int]
 """Network, layer, unit."""
 
@@ -276,11 +282,14 @@ def _at_sizes(curves: dict[str, dict[Unit, Curve]]) -> str:
 
 
 def _drawable(records: Sequence[dict[str, Any]]) -> str:
-    rows = []
+    rows, any_stale = [], False
     for record in records:
         if (report := record.get("controls")) is None:
             continue
         row, controls = record["rows"][-1], {one["name"]: one for one in report["controls"]}
+        treated = report["provenance"].get("treated") or {}
+        stale = record["run"] == "learned" and "starts" not in treated.get("trained", {})
+        any_stale = any_stale or stale
         circuit = report["circuit"]
         rows.append(
             [
@@ -296,7 +305,7 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
                     for name in ("relabelled", "redrawn", "random", "refitted", "average_map")
                 ),
                 f"{_figure(report['margin'])} ({_figure(report['noise'])})",
-                report["verdict"],
+                f"({report['verdict']})" if stale else report["verdict"],
                 " / ".join(
                     _figure(controls[name]["r2_interior"]) if name in controls else "-"
                     for name in ("without_circuit", "without_random")
@@ -314,7 +323,7 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
         "kernels, as many in each layer. *Refitted*: the circuit's own kernels, fitted again in the same way.\n"
         "*Margin*: of the circuit, or of the refitted one if that is lower, over the best of relabelled, redrawn, "
         "random and average map. *Removed*: the full\nmodel without the circuit's kernels / without as many random "
-        "ones, which nothing makes up for.\n\n" + _table(heads.split(","), rows)
+        "ones, which nothing makes up for.\n" + (_STALE if any_stale else "") + "\n" + _table(heads.split(","), rows)
     )
 
 

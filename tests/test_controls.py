@@ -12,6 +12,7 @@ from convcircuits.network.batches import Batches
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.reach import survey
+from convcircuits.values.tables import LayerTable
 from nets import NETS, net
 
 CASE = NETS["plain"]
@@ -111,6 +112,53 @@ def test_a_control_is_refitted_as_the_circuit_was(method):
     control = treated_alike(subject_of(model), random_like(subject_of(model), circuit), circuit, batches_of(images))
     bare = replace(control, gain=type(control.gain)(), offset=type(control.offset)())
     assert control == cc.refit(model, bare, images, **options)
+
+
+def dead_after_a_refit(images):
+    """A feature that sees x where a circuit sees |x| alone, which predicts it, but not linearly."""
+    model = nn.Sequential(nn.Conv2d(2, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1)).double().eval()
+    with torch.no_grad():
+        for layer, weight, bias in ((0, [4, 0.01], -6), (2, [1], 0.5)):
+            model[layer].weight.copy_(torch.tensor(weight).reshape(model[layer].weight.shape))
+            model[layer].bias.fill_(bias)
+    kept = {"0": torch.tensor([[False, True]]), "2": torch.tensor([[True]])}
+    circuit = cc.Circuit.from_masks(model, cc.Feature("2", 0), kept, input_shape=tuple(images.shape[1:]))
+    calibration = cc.refit(model, circuit, images).provenance["calibration"] | {
+        "trained": {"steps": 5, "final": 5, "rate": 0.02, "batch": 8, "rectified": 0.5, "tolerance": 0.0, "images": 16}
+    }
+    about = dict(circuit.provenance) | {"calibration": calibration, "cost": {"trained": 8 * 300}}
+    return model, replace(cc.refit(model, circuit, images), provenance=about)
+
+
+def test_a_control_that_its_refit_leaves_without_any_gradient_is_trained_from_elsewhere():
+    x = torch.randn(16, 1, 9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images = torch.cat([x, x.abs()], 1)
+    model, circuit = dead_after_a_refit(images)
+    maps = cc.activations(model, circuit.feature, images, circuit=circuit)
+    assert bool((maps == maps.flatten()[0]).all())
+    subject = Subject.open(Network(model), circuit.feature, tuple(images.shape[1:]))
+    fit = fit_of(subject, circuit, batches_of(images))
+    trained = fitted(subject, circuit, fit)
+    assert cc.evaluate(model, trained, images).r2 > 0.3
+    fit = fit_of(subject, circuit, batches_of(images))
+    fit._alone = False  # in a descent, the circuit before it decides
+    assert cc.evaluate(model, fitted(subject, circuit, fit), images).r2 == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_lively_start_has_the_means_and_spreads_of_the_full_model():
+    images = CASE.images(12)
+    model = CASE.build()
+    circuit = cc.find(model, FEATURE, images, criterion="learned", density=0.5, start=0.5, steps=1, final=1)
+    subject = subject_of(model)
+    learn = fit_of(subject, circuit, batches_of(images))
+    masks = subject.masks(replace(circuit, gain=LayerTable(), offset=LayerTable()), images.shape[1:], effective=True)
+    gain, offset = learn._lively(masks)
+    full = learn._moments(subject, None)
+    own = learn._moments(subject, replace(masks, gain=gain, offset=offset))
+    for layer, mask in masks.kernels.items():
+        live = mask.any(1) & (own[layer][1] > 0)
+        for wanted, got in zip(full[layer], own[layer], strict=True):
+            torch.testing.assert_close(got[live], wanted[live])
 
 
 @pytest.mark.parametrize(("trained", "steps"), [(0, 5), (17, 6), (2100, 500)])

@@ -138,11 +138,12 @@ def fit_of(
         return fit
     relevant, seed = subject.relevant("kernel", subject.survey.input_shape), known.get("seed", 0)
     trace = Trace(subject, batches, relevant=relevant, seed=seed, memory=MEMORY, progress=progress)
-    about = {key: value for key, value in known["trained"].items() if key != "images"}
+    about = {key: value for key, value in known["trained"].items() if key not in ("images", "starts")}
     trained = circuit.provenance.get("cost", {}).get("trained", 0)
     taken = math.ceil(trained / min(about["batch"], known["trained"]["images"]))
     steps = min(MOST_STEPS, max(about["steps"], taken))
-    return Learn(trace, fit, Training(**about | {"steps": steps, "final": steps, "tolerance": 0.0}, seed=seed))
+    training = Training(**about | {"steps": steps, "final": steps, "tolerance": 0.0}, seed=seed)
+    return Learn(trace, fit, training, alone=True)
 
 
 def treated_alike(

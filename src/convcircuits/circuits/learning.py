@@ -19,7 +19,7 @@ from convcircuits.compiler.extraction import Trainable
 from convcircuits.compiler.layout import UnextractableError
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.calls import KernelCall
-from convcircuits.network.masking import Masks
+from convcircuits.network.masking import Masks, Subject
 from convcircuits.values.feature import at
 
 _DECAY = 20.0
@@ -30,6 +30,8 @@ _STEADY = 0.3
 """Share of the steps before they become smaller."""
 _MANY = 400
 """With more constants than this, each moves less, so that all together move as far as so many do."""
+_HALF = 0.5
+"""Error of a refit, a share of the variance, from which on training also starts from other constants."""
 _SLOWER = (1.0, 0.25, 0.0625)
 """Parts of the rate that are tried one after another, until the error falls."""
 
@@ -76,14 +78,15 @@ class Learn:
         trace: The feature's images, of which at most ``_IN_MEMORY`` are kept in memory.
         fit: How circuits are refitted before they are trained; they are trained to the map of its target.
         training: How constants are trained.
+        alone: Whether circuits are trained without a descent before them, as controls are.
 
     Raises:
         ConvCircuitsError: If the images differ in size, or the feature does not vary on them.
     """
 
-    def __init__(self, trace: Trace, fit: Refit, training: Training) -> None:
+    def __init__(self, trace: Trace, fit: Refit, training: Training, *, alone: bool = False) -> None:
         self._subject, self._progress = trace.subject, trace.progress
-        self._fit, self._training = fit, training
+        self._fit, self._training, self._alone = fit, training, alone
         self.cost, self.notes = fit.cost, list[str]()
         self.cost["trained"] = 0
         parts = list(trace.batches.sample(_IN_MEMORY, trace.seed))
@@ -106,7 +109,10 @@ class Learn:
         """Return how circuits are fitted, as JSON values."""
         training = self._training
         trained = {key: value for key, value in asdict(training).items() if key != "seed"}
-        return self._fit.about() | {"trained": trained | {"images": len(self._images)}}
+        trained["images"] = len(self._images)
+        if self._alone:
+            trained["starts"] = ["refit", "moments"]
+        return self._fit.about() | {"trained": trained}
 
     def __call__(self, masks: Masks, *, before: Masks | None = None, last: bool = False) -> Tables:
         """Refit and train a circuit without calibration.
@@ -114,6 +120,11 @@ class Learn:
         It is refitted to the full model and, if it was cut from another, to what that one computes: training has
         brought its layers to where they serve the feature best together. The better of the two is trained. The error
         on the images never rises: if the steps raise it, the refit is returned, and a note says so.
+
+        Alone, without a descent before it, a circuit whose refit explains less than half of the feature is also trained
+        from where every filter has the mean and the spread that it has in the full model, and the better result counts.
+        Least squares gives a filter that its inputs do not predict, as in a wrong graph, hardly any spread. If its mean
+        is negative, a ReLU then passes nothing on, and no gradient back: such a circuit could not be trained.
 
         Args:
             masks: The circuit, effective.
@@ -132,17 +143,27 @@ class Learn:
                 start, error = other, of_other
         if error <= self._training.tolerance:
             return start
-        for part in _SLOWER:
-            trained, after = self._trained(start, masks, run, steps, part)
-            if after <= error:
-                break
-        else:
+        found, after = self._improved(start, error, masks, run, steps)
+        if self._alone and error > _HALF:
+            lively = self._lively(masks)
+            other, of_other = self._improved(lively, self._error(self._with(lively, masks, run)), masks, run, steps)
+            if of_other < min(error, after):
+                return other
+        if after > error:
             self.notes.append(
                 f"Training raised the error on its images from {error:.3g} to {after:.3g} of the variance, even with a "
                 "sixteenth of the rate, so the constants are those of the refit; choose more steps or a smaller rate."
             )
             return start
-        return trained
+        return found
+
+    def _improved(self, start: Tables, error: float, masks: Masks, run: Run, steps: int) -> tuple[Tables, float]:
+        """Return the constants after some steps at the first of the rates that does not raise the error, and theirs."""
+        for part in _SLOWER:
+            found, after = self._trained(start, masks, run, steps, part)
+            if after <= error:
+                break
+        return found, after
 
     def _with(self, tables: Tables, masks: Masks, run: Run) -> Callable[[Tensor], Tensor]:
         """Return the map of a circuit with some constants, as a function of images."""
@@ -206,7 +227,10 @@ class Learn:
             loss = self._loss_of(maps, some)
             if not bool(loss.isfinite()):
                 return  # the error on all images will say so
-            for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            slopes = torch.autograd.grad(loss, parameters)
+            if step == 0 and not any(bool(slope.any()) for slope in slopes):
+                return  # nothing reaches the map, on these images and so hardly on others
+            for parameter, slope in zip(parameters, slopes, strict=True):
                 parameter.grad = slope
             optimizer.step()
             self.cost["trained"] += len(some)
@@ -239,18 +263,50 @@ class Learn:
 
     def _spread(self, masks: Masks) -> Tensor:
         """Return the standard deviation of each filter's output in the circuit, by number; 1 if it does not vary."""
-        found = {layer: torch.ones(len(mask), device=mask.device) for layer, mask in masks.kernels.items()}
+        moments = self._moments(self._subject, masks)
+        return _flat({layer: torch.where(moments[layer][1] > 0, moments[layer][1], 1) for layer in masks.kernels})
+
+    def _lively(self, masks: Masks) -> Tables:
+        """Return gains and offsets that give every live filter the mean and the spread of its output in the full model.
+
+        A filter that does not vary in the circuit keeps gain 1, and gets the mean.
+        """
+        network = self._subject.network
+        wanted = self._moments(self._fit.target, None)
+        gain, offset = (
+            {layer: one.to(network.device, network.dtype) for layer, one in table.items()}
+            for table in _complete(({}, {}), masks)
+        )
+        for layer, kernels in masks.kernels.items():  # in the order in which they run: each reads those before it
+            mean, spread = wanted[layer]
+            now = self._moments(self._subject, replace(masks, gain=gain, offset=offset))[layer][1]
+            gain[layer] = gain[layer] * torch.where(now > 0, spread / now, 1)[:, None]
+            shifted = self._moments(self._subject, replace(masks, gain=gain, offset=offset))[layer][0]
+            offset[layer] = torch.where(kernels.any(1), mean - shifted, 0)
+        return tuple({layer: one.cpu() for layer, one in table.items()} for table in (gain, offset))  # type: ignore[return-value]
+
+    def _moments(self, subject: Subject, masks: Masks | None) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the mean and the standard deviation of each filter's output in a circuit, or in a model, by layer.
+
+        They are those of the first images; 0 for filters that are not computed.
+        """
+        kernels, network = self._subject.survey.kernels, self._subject.network
+        tables = torch.zeros(2, sum(map(len, kernels.values())), device=network.device, dtype=network.dtype)
+        by_layer = torch.split(tables, [len(one) for one in kernels.values()], 1)
+        found = {layer: (mean, spread) for layer, (mean, spread) in zip(kernels, by_layer, strict=True)}
 
         def watch(call: KernelCall, output: Tensor) -> None:
             if call.layer in found:
-                spread = call.by_position(output).flatten(1, 2).transpose(0, 1).flatten(1).std(1, correction=0)
+                values = call.by_position(output).flatten(1, 2).transpose(0, 1).flatten(1)
                 rows = slice(None) if call.rows is None else call.rows
-                found[call.layer][rows] = torch.where(spread > 0, spread, 1).to(found[call.layer])
+                for table, one in zip(found[call.layer], (values.mean(1), values.std(1, correction=0)), strict=True):
+                    table[rows] = one.to(table)
 
+        some = self._images[:_AT_ONCE]
         with torch.no_grad():
-            self._subject.maps(self._images[:_AT_ONCE], masks, watch)
-        self.cost["forward"] += min(_AT_ONCE, len(self._images))
-        return _flat(found).to(self._subject.network.dtype)
+            subject.maps(some, masks, watch)
+        self.cost["forward"] += len(some)
+        return found
 
 
 def _by_unit(values: Tensor) -> Float[Tensor, "n p u"]:

@@ -104,6 +104,7 @@ def controls(
         "fitted_on": fit_batches.describe(),
         "draws": draws,
         "seed": seed,
+        "treated": made.treated,
         "circuit": dict(circuit.provenance),
     }
     return _report(circuit, tally, crops, made, kind, provenance)
@@ -131,6 +132,7 @@ class _Made:
         circuits: Those of the model itself.
         elsewhere: Redrawn models, each with the circuit in it.
         notes: What could not be made, and what must be known of the others.
+        treated: How controls are fitted, as JSON values; None if they are not.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class _Made:
         self.names, self.circuits, self.notes = ["circuit"], [circuit], list[str]()
         self.elsewhere: list[tuple[Subject, Circuit]] = []
         fit = fit_of(subject, circuit, batches, progress=progress)
+        self.treated = None if fit is None else fit.about()
 
         def add(name: str, control: Circuit, *, treated: bool = True) -> None:
             if treated and fit is not None:
