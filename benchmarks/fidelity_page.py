@@ -357,8 +357,8 @@ def _paper(records: Sequence[dict[str, Any]]) -> str:
         parts.append(f"### {net} `{layer}`\n\n" + _table(heads, rows))
     return (
         "## The paper's protocol\n\n`--protocol paper`: Pearson's r over all images and positions, on the images that "
-        "were scored, dead kernels counted and their\nbiases kept, mean over units; beside it R2, which scale and "
-        "offset count for.\n\n" + "\n\n".join(parts)
+        "were scored, dead kernels counted and their\nbiases kept, mean over units, where the undefined r of a "
+        "constant map counts as 0; beside it R2, for which scale and\noffset count.\n\n" + "\n\n".join(parts)
     )
 
 

@@ -91,6 +91,37 @@ def test_a_unit_that_never_reaches_it_counts_as_above_all_others():
     assert math.isinf(float(median(torch.tensor([0.1, math.inf]).double())))
 
 
+def test_the_papers_protocol_is_a_mean_over_units():
+    def record(unit, r):
+        figures = {"snip": [[r, 0.5], [math.nan, -2.0]]}
+        return {"net": "net", "layer": "layer", "unit": unit, "densities": [0.5, 0.001], "figures": figures}
+
+    lines = page._paper([record(0, 0.9), record(1, 0.7)]).splitlines()
+    assert lines[-3] == "| criterion | units | 50 % | 0.1 % |"
+    assert lines[-1] == "| snip | 2 | .80 / .50 | .00 / -2.00 |"
+    assert page._paper([]) == ""
+
+
+def test_verdicts_beside_controls_that_could_not_be_trained_are_said_to_be_old():
+    figures = {"r2": 0.7, "r2_interior": 0.7, "r2_rectified": 0.5}
+    row = {"kernels": 5, "relevant": 100, "constants": 9}
+
+    def text(run, treated):
+        report = {"circuit": figures, "controls": [], "margin": 0.5, "noise": 0.1, "verdict": "found"}
+        report["provenance"] = {} if treated is None else {"treated": treated}
+        unit = {"net": "net", "layer": "layer", "unit": {"unit": 3}}
+        return page._drawable([{**unit, "run": run, "rows": [row], "controls": report}])
+
+    for run, treated, old in (
+        ("progressive", None, False),
+        ("learned", None, True),
+        ("learned", {"trained": {"starts": ["refit", "moments"]}}, False),
+    ):
+        said = text(run, treated)
+        assert ("| (found) |" in said, "of older records" in said) == (old, old)
+        assert ("| found |" in said) != old
+
+
 @pytest.mark.zoo
 @pytest.mark.slow
 def test_the_quick_benchmark_runs_and_goes_on_where_it_stood(tmp_path):
