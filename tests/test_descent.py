@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -706,6 +707,18 @@ def test_steps_that_raise_the_error_are_taken_back(name, monkeypatch):
     options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "batch": 1, "rate": 1.0}
     refitted = cc.find(model, feature, images, final=0, **options)
     monkeypatch.setattr(learning, "_SLOWER", (1.0,))
+    found = cc.find(model, feature, images, final=3, **options)
+    assert found == refitted
+    assert any("Training raised the error on its images" in note for note in found.provenance["notes"])
+
+
+def test_an_error_that_is_not_a_number_is_no_lower_one(monkeypatch):
+    case = NETS["plain"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(12)
+    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0}
+    refitted = cc.find(model, feature, images, final=0, **options)
+    trained = learning.Learn._trained
+    monkeypatch.setattr(learning.Learn, "_trained", lambda *given: (trained(*given)[0], math.nan))
     found = cc.find(model, feature, images, final=3, **options)
     assert found == refitted
     assert any("Training raised the error on its images" in note for note in found.provenance["notes"])

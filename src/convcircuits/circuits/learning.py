@@ -149,7 +149,7 @@ class Learn:
             other, of_other = self._improved(lively, self._error(self._with(lively, masks, run)), masks, run, steps)
             if of_other < min(error, after):
                 return other
-        if after > error:
+        if not after <= error:  # NaN, too
             self.notes.append(
                 f"Training raised the error on its images from {error:.3g} to {after:.3g} of the variance, even with a "
                 "sixteenth of the rate, so the constants are those of the refit; choose more steps or a smaller rate."
@@ -283,7 +283,7 @@ class Learn:
             gain[layer] = gain[layer] * torch.where(now > 0, spread / now, 1)[:, None]
             shifted = self._moments(self._subject, replace(masks, gain=gain, offset=offset))[layer][0]
             offset[layer] = torch.where(kernels.any(1), mean - shifted, 0)
-        return tuple({layer: one.cpu() for layer, one in table.items()} for table in (gain, offset))  # type: ignore[return-value]
+        return {layer: one.cpu() for layer, one in gain.items()}, {layer: one.cpu() for layer, one in offset.items()}
 
     def _moments(self, subject: Subject, masks: Masks | None) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the mean and the standard deviation of each filter's output in a circuit, or in a model, by layer.
