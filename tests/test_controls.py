@@ -145,16 +145,18 @@ def test_a_control_that_its_refit_leaves_without_any_gradient_is_trained_from_el
     assert cc.evaluate(model, fitted(subject, circuit, fit), images).r2 == pytest.approx(0.0, abs=1e-9)
 
 
-def test_a_lively_start_has_the_means_and_spreads_of_the_full_model():
-    images = CASE.images(12)
-    model = CASE.build()
-    circuit = cc.find(model, FEATURE, images, criterion="learned", density=0.5, start=0.5, steps=1, final=1)
-    subject = subject_of(model)
+@pytest.mark.parametrize("name", ["plain", "residual", "mobile"])
+def test_the_other_start_has_the_means_and_spreads_of_the_full_model(name):
+    case = NETS[name]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(12)
+    circuit = cc.find(model, feature, images, criterion="learned", density=0.5, start=0.5, steps=1, final=1)
+    subject = Subject.open(Network(model), feature, tuple(images.shape[1:]))
     learn = fit_of(subject, circuit, batches_of(images))
     masks = subject.masks(replace(circuit, gain=LayerTable(), offset=LayerTable()), images.shape[1:], effective=True)
-    gain, offset = learn._lively(masks)
+    gain, offset = learn._moment_matched(masks)
     full = learn._moments(subject, None)
     own = learn._moments(subject, replace(masks, gain=gain, offset=offset))
+    assert any(bool((spread > 0).any()) for _, spread in own.values())
     for layer, mask in masks.kernels.items():
         live = mask.any(1) & (own[layer][1] > 0)
         for wanted, got in zip(full[layer], own[layer], strict=True):

@@ -145,8 +145,8 @@ class Learn:
             return start
         found, after = self._improved(start, error, masks, run, steps)
         if self._alone and error > _HALF:
-            lively = self._lively(masks)
-            other, of_other = self._improved(lively, self._error(self._with(lively, masks, run)), masks, run, steps)
+            matched = self._moment_matched(masks)
+            other, of_other = self._improved(matched, self._error(self._with(matched, masks, run)), masks, run, steps)
             if of_other < min(error, after):
                 return other
         if not after <= error:  # NaN, too
@@ -266,7 +266,7 @@ class Learn:
         moments = self._moments(self._subject, masks)
         return _flat({layer: torch.where(moments[layer][1] > 0, moments[layer][1], 1) for layer in masks.kernels})
 
-    def _lively(self, masks: Masks) -> Tables:
+    def _moment_matched(self, masks: Masks) -> Tables:
         """Return gains and offsets that give every live filter the mean and the spread of its output in the full model.
 
         A filter that does not vary in the circuit keeps gain 1, and gets the mean.
@@ -288,7 +288,8 @@ class Learn:
     def _moments(self, subject: Subject, masks: Masks | None) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the mean and the standard deviation of each filter's output in a circuit, or in a model, by layer.
 
-        They are those of the first images; 0 for filters that are not computed.
+        They are those of the first images and, in a layer that runs several times, of its last call; 0 for filters that
+        are not computed.
         """
         kernels, network = self._subject.survey.kernels, self._subject.network
         tables = torch.zeros(2, sum(map(len, kernels.values())), device=network.device, dtype=network.dtype)
