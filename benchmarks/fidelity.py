@@ -2,10 +2,12 @@
 
 Circuits are found on the training photographs and measured on the test photographs, of other subjects. Every run is
 written to a folder of its own files when it ends, so the benchmark can be stopped and goes on where it stood; delete a
-file to measure it anew. The page is written from all files in the folder.
+file to measure it anew. The page is written from all files in the folder. The last circuit of a descent, which can be
+drawn, is kept beside its record, packed by gzip: its controls can be measured again without another descent.
 
     python benchmarks/fidelity.py --images gcompris:FOLDER                      # hours; see --layer and --run
     python benchmarks/fidelity.py --images gcompris:FOLDER --only-write         # the page, from what is there
+    python benchmarks/fidelity.py --images gcompris:FOLDER --controls           # those of stored circuits, anew
     python benchmarks/fidelity.py --images gcompris:FOLDER --protocol paper     # as the paper measures
     python benchmarks/fidelity.py --quick                                       # a minute, the packaged photographs
 
@@ -14,8 +16,10 @@ file to measure it anew. The page is written from all files in the folder.
 
 import argparse
 import dataclasses
+import gzip
 import json
 import random
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -219,8 +223,8 @@ RUNS: dict[str, Callable[[Data, cc.Feature], Iterator[tuple[str, list[cc.Circuit
 }
 
 
-def measured(data: Data, feature: cc.Feature, run: str) -> dict[str, Any]:
-    """Find and measure a run's circuits; the last one of a descent, which can be drawn, also beside controls."""
+def measured(data: Data, feature: cc.Feature, run: str, file: Path) -> dict[str, Any]:
+    """Find and measure a run's circuits; the last one of a descent, which is stored, also beside controls."""
     series, circuits = [], []
     for name, found in RUNS[run](data, feature):
         series.append({"name": name, "circuits": len(found)})
@@ -242,9 +246,36 @@ def measured(data: Data, feature: cc.Feature, run: str) -> dict[str, Any]:
     descends = run in ("progressive", "learned")
     found = {"series": series, "rows": rows, **sums(data, feature, circuits, readout=not descends)}
     if descends:
-        report = cc.controls(data.model, circuits[-1], data.test, fit=data.train, photographs=data.test_names)
-        found["controls"] = report.as_dict()
+        store(circuits[-1], circuit_file(file))
+        found["controls"] = controls(data, circuits[-1])
     return found
+
+
+def controls(data: Data, circuit: cc.Circuit) -> dict[str, Any]:
+    """Measure the controls of a circuit on the test photographs."""
+    return cc.controls(data.model, circuit, data.test, fit=data.train, photographs=data.test_names).as_dict()
+
+
+def circuit_file(record: Path) -> Path:
+    """Return where the circuit of a record is stored."""
+    return record.with_suffix(".safetensors.gz")
+
+
+def store(circuit: cc.Circuit, file: Path) -> None:
+    """Write a circuit packed: with a few hundred of 200,000 kernels, it is nearly all zeros."""
+    with tempfile.TemporaryDirectory() as folder:
+        content = cc.save(circuit, Path(folder) / "circuit.safetensors").read_bytes()
+    write_whole(file, gzip.compress(content, mtime=0))
+
+
+def stored(file: Path) -> cc.Circuit:
+    """Read a circuit that ``store`` wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        unpacked = Path(folder) / "circuit.safetensors"
+        unpacked.write_bytes(gzip.decompress(file.read_bytes()))
+        circuit = cc.load(unpacked)
+    assert isinstance(circuit, cc.Circuit)
+    return circuit
 
 
 def paper(data: Data, feature: cc.Feature) -> dict[str, Any]:
@@ -270,6 +301,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "fidelity.md")
     parser.add_argument("--layer", action="append", choices=[net.layer for net in NETS], help="only these")
     parser.add_argument("--run", action="append", choices=list(RUNS), help="only these")
+    parser.add_argument("--controls", action="store_true", help="only measure the controls of stored circuits again")
     parser.add_argument("--protocol", choices=("held-out", "paper"), default="held-out")
     parser.add_argument("--quick", action="store_true", help="one unit of a shallow layer, on the packaged photographs")
     parser.add_argument("--only-write", action="store_true", help="measure nothing")
@@ -283,7 +315,8 @@ def main() -> None:
         pictures, _ = photographs("sample" if given.quick else given.images)
         for net in nets:
             if not given.layer or net.layer in given.layer:
-                measure(Data.of(net, pictures, counts), runs, given.folder)
+                data = Data.of(net, pictures, counts)
+                (measure_controls if given.controls else measure)(data, runs, given.folder)
     names = list(dict.fromkeys(net.name for net in nets))
     if not page.read(given.folder, names):
         parser.error(f"{given.folder} holds nothing that was measured, so the page would be empty")
@@ -302,7 +335,8 @@ def measure(data: Data, runs: Sequence[str], folder: Path) -> None:
             if file.exists():
                 continue
             start = time.perf_counter()
-            found = paper(data, feature) if run == "paper" else measured(data, feature, run)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            found = paper(data, feature) if run == "paper" else measured(data, feature, run, file)
             record = {
                 "net": data.net.name,
                 "layer": feature.layer,
@@ -315,9 +349,19 @@ def measure(data: Data, runs: Sequence[str], folder: Path) -> None:
                 "version": cc.__version__,
                 **found,
             }
-            file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, json.dumps(record).encode())
             print(f"{data.net.name} {feature} {run}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def measure_controls(data: Data, runs: Sequence[str], folder: Path) -> None:
+    """Measure the controls of the stored circuits of these runs again, and put them into their records."""
+    for run in runs:
+        for file in sorted((folder / data.net.name).glob(f"{data.net.layer}-*-{run}.json")):
+            if circuit_file(file).exists():
+                record = json.loads(file.read_text())
+                record["controls"] = controls(data, stored(circuit_file(file)))
+                write_whole(file, json.dumps(record).encode())
+                print(f"{data.net.name} {data.net.layer}:{record['unit']['unit']} {run}: controls", flush=True)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,9 @@ def test_the_quick_benchmark_runs_and_goes_on_where_it_stood(tmp_path):
     assert row.endswith(f" {controls['without_circuit']} / {controls['without_random']} |")
     inside = curve_of_last(record)
     assert inside == pytest.approx(record["controls"]["circuit"]["r2_interior"], abs=1e-5)
+    files[0].write_text(json.dumps(record | {"controls": None}))  # measured again on the circuit that was stored
+    subprocess.run([*command, "--controls", "--out", tmp_path / "again.md"], capture_output=True, check=True)
+    assert json.loads(files[0].read_text()) == record
 
 
 def curve_of_last(record):
