@@ -2428,8 +2428,13 @@ def test_the_demos_circuit_can_be_drawn_whole_and_its_recipe_says_how_it_was_fou
     assert all(int(kept.any(1).sum()) <= 12 and int(kept.sum(1).max()) <= 6 for kept in circuit.kernels.values())
     recipe = {name: said["recipe"][name] for name in ("model", "count", "criterion", "drawable", "refit")}
     assert recipe == {"model": "vgg16_hed", "count": 7, "criterion": "learned", "drawable": True, "refit": "best"}
-    variant = cc.Diagram.load(demo.folder / "circuit.html").document.variants[0]
+    variant, _, *larger = cc.Diagram.load(demo.folder / "circuit.html").document.variants
     assert variant.fidelity.drawn.kernels == variant.kernels == variant.kept == len(circuit)
+    sizes = [one.kept for one in larger]  # the slider goes through the descent, each measured
+    assert len(sizes) > 3
+    assert [*sizes, len(circuit)] == sorted({*sizes, len(circuit)}, reverse=True)
+    assert all(one.name.startswith("the circuit of the same descent") for one in larger)
+    assert larger[0].fidelity.r2 > variant.fidelity.r2
 
 
 @pytest.mark.demo

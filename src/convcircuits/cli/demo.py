@@ -120,6 +120,7 @@ def demo(
             held_out=held_out,
             fit=setup.fit,
             controls=controls,
+            path=path[:-1],
             photographs=setup.held_out.photographs,
             primaries=setup.loaded.primaries(),
             seed=seed,
@@ -151,7 +152,7 @@ def demo(
             "comparison.csv": "every figure",
             "comparison.png": "fidelity against density",
             "circuit.safetensors": f"the circuit; try: convcircuits show {out / 'circuit.safetensors'}",
-            "circuit.html": "its diagram; open it in a web browser",
+            "circuit.html": "its diagram, and larger circuits of the descent; open it in a web browser",
         },
     )
     say(f"done in {time.monotonic() - start:.0f} s")
