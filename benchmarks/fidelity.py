@@ -253,7 +253,8 @@ def measured(data: Data, feature: cc.Feature, run: str, file: Path) -> dict[str,
 
 def controls(data: Data, circuit: cc.Circuit) -> dict[str, Any]:
     """Measure the controls of a circuit on the test photographs."""
-    return cc.controls(data.model, circuit, data.test, fit=data.train, photographs=data.test_names).as_dict()
+    report = cc.controls(data.model, circuit, data.test, fit=data.train, descents=1, photographs=data.test_names)
+    return report.as_dict()
 
 
 def circuit_file(record: Path) -> Path:

@@ -302,7 +302,7 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
                 _figure(circuit["r2_rectified"]),
                 *(
                     _figure(controls[name]["r2_interior"]) if name in controls else "-"
-                    for name in ("relabelled", "redrawn", "random", "refitted", "average_map")
+                    for name in ("relabelled", "redrawn", "refound", "random", "refitted", "average_map")
                 ),
                 f"{_figure(report['margin'])} ({_figure(report['noise'])})",
                 f"({report['verdict']})" if stale else report["verdict"],
@@ -314,16 +314,20 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
         )
     if not rows:
         return ""
-    heads = "unit,run,kernels,constants,inside,all,rectified,relabelled,redrawn,random,refitted,average map"
+    heads = "unit,run,kernels,constants,inside,all,rectified,relabelled,redrawn,found anew,random,refitted,average map"
     heads += ",margin (noise),verdict,removed"
     return (
         "## Drawable circuits: 12 filters a layer, 6 kernels a filter\n\nWith controls of equal size, fitted and "
         "trained alike on the same photographs; best of three draws, inside. *Relabelled*: the\ncircuit's graph on "
-        "other filters. *Redrawn*: the same graph of shuffled weights, aiming at the feature's map. *Random*:\nother "
-        "kernels, as many in each layer. *Refitted*: the circuit's own kernels, fitted again in the same way.\n"
-        "*Margin*: of the circuit, or of the refitted one if that is lower, over the best of relabelled, redrawn, "
-        "random and average map. *Removed*: the full\nmodel without the circuit's kernels / without as many random "
-        "ones, which nothing makes up for.\n" + (_STALE if any_stale else "") + "\n" + _table(heads.split(","), rows)
+        "other filters. *Redrawn*: the same graph of shuffled weights, aiming at the feature's map. *Found anew*: the\n"
+        "whole descent in a copy of the network whose kernels are shuffled within each layer, aiming at the feature's "
+        "map; one draw.\n*Random*: other kernels, as many in each layer. *Refitted*: the circuit's own kernels, fitted "
+        "again in the same way. *Margin*: of\nthe circuit, or of the refitted one if that is lower, over the best of "
+        "relabelled, redrawn, found anew, random and average map.\n*Removed*: the full model without the circuit's "
+        "kernels / without as many random ones, which nothing makes up for.\n"
+        + (_STALE if any_stale else "")
+        + "\n"
+        + _table(heads.split(","), rows)
     )
 
 

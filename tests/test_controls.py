@@ -200,22 +200,25 @@ def test_a_relabelled_circuit_says_how_it_was_made():
     assert made[1].provenance["weights"] == circuit.provenance["weights"]
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("name", ["plain", "mobile", "standardised", "twice"])
-def test_redrawn_weights_have_the_same_values_in_each_layer(name):
+def test_redrawn_weights_have_the_same_values_in_each_layer(name, whole):
     case = NETS[name]
     model = case.build()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     subject = Subject.open(model, cc.Feature(*case.features[-1]), case.input_shape)
-    other = redrawn(subject, seed=3)
+    other = redrawn(subject, whole=whole, seed=3)
     after = other.network.module.state_dict()
     for key, value in before.items():
         assert torch.equal(model.state_dict()[key], value)
         if key.removesuffix(".weight") in subject.survey.kernels:
             assert not torch.equal(after[key], value)
             assert torch.equal(after[key].flatten().sort().values, value.flatten().sort().values)
+            kernels = [sorted(map(tuple, one.flatten(0, 1).flatten(1).tolist())) for one in (after[key], value)]
+            assert (kernels[0] == kernels[1]) == (whole or kernels[0][0][1:] == ())  # or of one weight each
         else:
             assert torch.equal(after[key], value)
-    again = redrawn(subject, seed=3).network.module.state_dict()
+    again = redrawn(subject, whole=whole, seed=3).network.module.state_dict()
     assert all(torch.equal(again[key], value) for key, value in after.items())
 
 

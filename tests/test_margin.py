@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import convcircuits as cc
-from convcircuits.circuits.controls import random_like, relabelled_like
+from convcircuits.circuits.controls import random_like, redrawn, refound, relabelled_like
+from convcircuits.network.batches import Batches
 from convcircuits.network.masking import Subject
 from convcircuits.values.controls import CHECKS, RIVALS, judged
 from convcircuits.values.tables import LayerTable
@@ -18,6 +19,7 @@ from convcircuits.zoo.planted import plant, planted_images
 from nets import NETS, WithConstant, net
 
 CASE = NETS["plain"]
+BY_DEFAULT = [name for name in RIVALS if name != "refound"]
 FEATURE = cc.Feature("features.3", 1)
 
 
@@ -93,7 +95,7 @@ def test_a_planted_circuit_is_found_and_its_graph_on_other_filters_is_not():
     report = planted_report()
     assert report.verdict == "found"
     assert report.circuit.r2_interior > 0.99
-    assert max(report[name].r2_interior for name in RIVALS) < 0.3
+    assert max(report[name].r2_interior for name in BY_DEFAULT) < 0.3
     assert report["without_circuit"].r2 < 0
     subject = Subject.open(made.model, made.feature, (3, 32, 32))
     wrong = cc.refit(made.model, relabelled_like(subject, circuit, seed=8), images, toward=0)
@@ -116,6 +118,40 @@ def test_a_trained_circuit_has_trained_controls():
     untrained = cc.controls(made.model, other, held_out, fit=images, draws=1)
     for name in ("relabelled", "random", "redrawn", "refitted"):
         assert untrained[name].r2 != pytest.approx(report[name].r2, abs=1e-3)
+
+
+@pytest.mark.parametrize("criterion", ["progressive", "learned"])
+@pytest.mark.parametrize("size", [{"kernels": 25}, {"filters": 3, "fan_in": 3}])
+def test_the_descent_repeated_in_the_model_itself_finds_the_circuit(criterion, size):
+    made, images, _, _ = planted()
+    options = {"steps": 3, "final": 9} if criterion == "learned" else {}
+    circuit = cc.find(made.model, made.feature, images, criterion=criterion, start=0.5, seed=2, **size, **options)
+    subject = Subject.open(made.model, made.feature, (3, 32, 32))
+    batches = Batches(images, device=torch.device("cpu"), dtype=torch.float32, batch_size=16)
+    assert refound(subject, circuit, batches, subject) == circuit
+    again = cc.refit(made.model, circuit, images, method="filters")
+    assert refound(subject, again, batches, subject) == again
+    bare = replace(circuit, gain=LayerTable(), offset=LayerTable())
+    assert refound(subject, bare, batches, subject) == bare
+
+
+def test_a_descent_among_shuffled_kernels_does_not_find_a_planted_circuit():
+    made, images, held_out, circuit = planted()
+    report = cc.controls(made.model, circuit, held_out, fit=images, draws=1, descents=2)
+    row = report["refound"]
+    assert len(row.draws) == report.provenance["descents"] == 2
+    assert row.r2_interior == max(row.draws) < 0.3
+    assert report.verdict == "found"
+    subject = Subject.open(made.model, made.feature, (3, 32, 32))
+    other = redrawn(subject, whole=True)  # as the report's first draw
+    batches = Batches(images, device=torch.device("cpu"), dtype=torch.float32, batch_size=16)
+    again = refound(subject, circuit, batches, other)
+    assert len(again) == len(circuit)
+    with torch.no_grad():
+        values = other.maps(held_out, other.masks(again, (3, 32, 32), effective=True)).double()
+        wanted = subject.maps(held_out).double()
+    r2 = 1 - (values - wanted).square().sum() / (wanted - wanted.mean()).square().sum()
+    assert row.draws[0] == pytest.approx(float(r2), abs=1e-4)
 
 
 def test_constants_that_the_procedure_does_not_give_do_not_count():
@@ -182,7 +218,7 @@ def test_other_granularities(granularity):
     model, images = CASE.build(), CASE.images(6, 1)
     circuit = found(model, granularity=granularity)
     report = cc.controls(model, circuit, CASE.images(4, 2), fit=images, draws=1)
-    assert {row.name for row in report.controls} == {*RIVALS, *CHECKS} - {"refitted"}
+    assert {row.name for row in report.controls} == {*BY_DEFAULT, *CHECKS} - {"refitted"}
 
 
 def test_the_model_stays_as_it_is():
@@ -216,6 +252,13 @@ def test_mistakes():
         cc.controls(model, "circuit", images, fit=images)
     with pytest.raises(cc.ConvCircuitsError, match="draws must be"):
         cc.controls(model, found(model), images, fit=images, draws=0)
+    with pytest.raises(cc.ConvCircuitsError, match="descents must be"):
+        cc.controls(model, found(model), images, fit=images, descents=-1)
+    with pytest.raises(cc.ConvCircuitsError, match="was not found by a descent from the full model"):
+        cc.controls(model, found(model), images, fit=images, descents=1)
+    inside = found(model, criterion="progressive", density=0.2, circuit=found(model, density=0.8))
+    with pytest.raises(cc.ConvCircuitsError, match="was not found by a descent from the full model"):
+        cc.controls(model, inside, images, fit=images, descents=1)
     with pytest.raises(cc.ConvCircuitsError, match="belongs to another model"):
         cc.controls(NETS["no_bias"].build(), found(model), images, fit=images)
 
@@ -228,7 +271,7 @@ def test_it_shows_as_text_html_table_and_json():
         assert words in html
     assert f"{report['redrawn'].r2_interior:.3f}" in text
     assert f"{report.constants:,} constants fitted" in text
-    assert list(table.index) == ["circuit", *RIVALS, *CHECKS]
+    assert list(table.index) == ["circuit", *BY_DEFAULT, *CHECKS]
     assert table.loc["random", "r2"] == report["random"].r2
     assert json.loads(json.dumps(report.as_dict()))["margin"] == report.margin
     assert replace(report, noise=math.nan).as_dict()["noise"] is None

@@ -133,7 +133,7 @@ export interface Drawn {
 
 /** R2 of the best draw of a control that was treated as the circuit was. null: not defined. */
 export interface Rival {
-  name: "relabelled" | "random" | "redrawn" | "average_map";
+  name: "relabelled" | "random" | "redrawn" | "refound" | "average_map";
   r2: number | null;
   r2Interior: number | null;
   r2Rectified: number | null;
@@ -145,7 +145,7 @@ export interface Controls {
   sentence: string; // the verdict and why
   margin: number | null; // R2 of the circuit minus that of the best control, or minus 0 if that is higher
   noise: number | null; // of the margin; null, as of the margin: not defined
-  best: "relabelled" | "random" | "redrawn" | "average_map"; // the best control
+  best: "relabelled" | "random" | "redrawn" | "refound" | "average_map"; // the best control
   rivals: Rival[]; // those that could be made
 }
 

@@ -88,6 +88,7 @@ function measured(graph: Graph, variant: Variant, fidelity: Fidelity): string {
     ["average map", average],
     ["same graph on other filters", decisiveOf(fidelity, "relabelled")],
     ["with shuffled weights", decisiveOf(fidelity, "redrawn")],
+    ["found alike among shuffled kernels", decisiveOf(fidelity, "refound")],
   ] as const;
   const beside = baselines.flatMap(([name, r2]) => (r2 === null ? [] : `${name} ${share(r2)}`));
   const where = inside ? middle(fidelity) + closed(overall(fidelity, share)) : "";
@@ -351,6 +352,7 @@ export function r2Table(graph: Graph, view: View, numbers: Caption): R2Table | n
     if (single) {
       rival("same graph, other filters", "relabelled");
       rival("same graph, shuffled weights", "redrawn");
+      rival("found among shuffled kernels", "refound");
     }
     const random = single ? "random, equal size" : `random, as large as ${circuitName(graph, each, view)}`;
     if (!rival(random, "random"))

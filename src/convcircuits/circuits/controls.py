@@ -1,11 +1,15 @@
 """Controls: circuits that show how well others of the same size, treated alike, do."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from convcircuits.circuits.criteria import drawn_like
+from convcircuits.circuits.asking import is_descent
+from convcircuits.circuits.budgets import Drawable, Effective
+from convcircuits.circuits.criteria import CRITERIA, Criterion, drawn_like
 from convcircuits.circuits.learning import Learn, Training
 from convcircuits.circuits.ranking import in_order, top
 from convcircuits.circuits.refitting import MEMORY, POSITIONS, RIDGE, Refit, fitted, order_of
@@ -71,11 +75,16 @@ def without(subject: Subject, circuit: Circuit) -> Circuit:
     return replace(circuit, elements=LayerTable(left), gain=LayerTable(), offset=LayerTable())
 
 
-def redrawn(subject: Subject, *, seed: int = 0) -> Subject:
+def redrawn(subject: Subject, *, whole: bool = False, seed: int = 0) -> Subject:
     """Return a copy of the model in which the weights of each layer on a path to the feature are shuffled.
 
     A layer keeps the values of its weights, and so their mean and spread, but not their places. Biases and all other
     layers stay.
+
+    Args:
+        subject: The feature of the model.
+        whole: Whether kernels are shuffled as wholes: then each keeps its pattern, and only the wiring is lost.
+        seed: Seed of the draw.
 
     Raises:
         ConvCircuitsError: If the weights of a layer are no parameter of it.
@@ -89,9 +98,72 @@ def redrawn(subject: Subject, *, seed: int = 0) -> Subject:
             raise ConvCircuitsError(
                 f"The weights of {layer} are computed while the model runs, so they cannot be drawn again."
             )
-        order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
-        weight.data = weight.data.flatten()[order].reshape(weight.shape)
+        parts = weight.data.flatten(0, 1) if whole else weight.data.flatten()
+        order = torch.randperm(len(parts), generator=generator).to(weight.device)
+        weight.data = parts[order].reshape(weight.shape)
     return Subject.open(copied, subject.feature, subject.survey.input_shape)
+
+
+def descent_of(circuit: Circuit) -> Criterion:
+    """Return the criterion by whose descent from the full model a circuit was found.
+
+    Raises:
+        ConvCircuitsError: If it was not found by one.
+    """
+    said = circuit.provenance
+    criterion = CRITERIA.get(str(said.get("criterion")))
+    if criterion is None or not is_descent(criterion) or "inside" in said or "schedule" not in said:
+        raise ConvCircuitsError(
+            f"{circuit!r} was not found by a descent from the full model, so there is none to repeat in a "
+            "shuffled network; omit descents."
+        )
+    return criterion
+
+
+def refound(
+    subject: Subject, circuit: Circuit, batches: Batches, model: Subject, *, progress: Progress | None = None
+) -> Circuit:
+    """Find a circuit in another model as one was found in its own: by the whole descent, aimed at the same map.
+
+    Kernels are scored and cut in the other model, and fitted and trained to the layers and the map of the circuit's.
+
+    Args:
+        subject: The model that the circuit belongs to.
+        circuit: The circuit; its size, criterion and options are those of the descent.
+        batches: The images to find on.
+        model: The other model, of the same architecture.
+        progress: Called with the number of images or steps done in each phase, and their total (or None).
+
+    Raises:
+        ConvCircuitsError: If the circuit was not found by a descent from the full model.
+    """
+    said, descent = circuit.provenance, descent_of(circuit)
+    asked, options = said["asked"], said["options"] | {"start": said["schedule"]["start"]}
+    trace = Trace(
+        model,
+        batches,
+        relevant=model.relevant("kernel", model.survey.input_shape),
+        seed=said["seed"],
+        memory=MEMORY,
+        progress=progress,
+        target=subject,
+    )
+    size = Drawable(**asked) if "fan_in" in asked else Effective(asked["kernels"])
+    *_, level = descent(trace, [size], **options)
+    found = replace(
+        circuit,
+        elements=LayerTable(level.kernels),
+        gain=LayerTable(level.gain),
+        offset=LayerTable(level.offset),
+    )
+    if circuit.calibrated and _method(said.get("calibration", {})) == _method(level.calibration):
+        return found
+    return fitted(model, found, fit_of(model, circuit, batches, target=subject, progress=progress))
+
+
+def _method(calibration: Mapping[str, Any]) -> tuple[object, bool]:
+    """Return what distinguishes the constants that a descent gives from those that were fitted anew after it."""
+    return calibration.get("method"), "trained" in calibration
 
 
 def fit_of(

@@ -360,7 +360,8 @@ def learned(
         if not (number and 0 <= value <= 1) or (name == "rate" and value == 0):
             raise ConvCircuitsError(f"{name} must be {allowed}; got {value!r}.")
     training = Training(steps, final, rate, batch, rectified, tolerance, trace.seed)
-    fit = Learn(trace, _refit(trace, ridge, toward, positions), training)
+    elsewhere = trace.target is not trace.subject  # where refits may be as poor as those of other controls
+    fit = Learn(trace, _refit(trace, ridge, toward, positions), training, alone=elsewhere)
     return _descent(trace, sizes, done, fit, start=start, ratio=ratio, draws=draws, scored=scored)
 
 
@@ -369,6 +370,7 @@ def _refit(trace: Trace, ridge: float, toward: float, positions: int | None) -> 
     return Refit(
         trace.subject,
         trace.batches,
+        target=trace.target,
         ridge=ridge,
         toward=toward,
         positions=positions,

@@ -10,9 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from convcircuits.circuits.controls import (
+    descent_of,
     fit_of,
     random_like,
     redrawn,
+    refound,
     relabelled_like,
     without,
 )
@@ -44,6 +46,7 @@ def controls(
     *,
     fit: Images,
     draws: int = 3,
+    descents: int = 0,
     photographs: Sequence[Hashable] | None = None,
     batch_size: int = 16,
     seed: int = 0,
@@ -63,6 +66,9 @@ def controls(
         images: Held-out images, as for ``score``.
         fit: The images that the circuit was found on. The controls are fitted on them.
         draws: Number of draws of each control that is drawn at random. One gives no spread, at a third of the cost.
+        descents: Number of copies of the model with shuffled kernels in which the descent that found the circuit is
+            repeated, aimed at the trained model (``refound``). This is the strictest control: it has trained kernels,
+            and chooses among them as the circuit was chosen. Each costs as much as finding the circuit. 0 for none.
         photographs: The photograph that each image is a crop of, in order, such as ``Crops.photographs``. Crops of one
             are no independent evidence, so photographs are resampled for the noise. If None, each image counts alone.
         batch_size: Maximum number of images that run at once.
@@ -70,8 +76,8 @@ def controls(
         progress: Called with the number of images or steps done in each phase, and their total (or None).
 
     Raises:
-        ConvCircuitsError: If the circuit belongs to other weights, images do not fit the model, or there is not one
-            photograph for each image.
+        ConvCircuitsError: If the circuit belongs to other weights, images do not fit the model, there is not one
+            photograph for each image, or the circuit was not found by a descent that could be repeated.
 
     Examples:
         >>> report = cc.controls(model, circuit, held_out, fit=images)
@@ -84,6 +90,8 @@ def controls(
     if not isinstance(circuit, Circuit):
         raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
     seed, draws = whole_number(option("seed"), seed, 0, 2**32 - 1), whole_number("draws", draws, 1)
+    if descents := whole_number("descents", descents, 0):
+        descent_of(circuit)  # an error before any work is done
     network = Network(model)
     batches, fit_batches = (
         Batches(some, device=network.device, dtype=network.dtype, batch_size=batch_size) for some in (images, fit)
@@ -92,7 +100,7 @@ def controls(
     subject = Subject.open(network, circuit.feature, tuple(first.shape[1:]))
     subject.check(circuit)
     described = checked(subject, first)
-    made = _Made(subject, circuit, fit_batches, draws, seed, progress)
+    made = _Made(subject, circuit, fit_batches, draws, descents, seed, progress)
     tally = _measured(subject, made, batches, fit_batches, progress)
     crops = _crops(photographs, len(tally.full))
     interior = tally.interior
@@ -103,6 +111,7 @@ def controls(
         "images": batches.describe(),
         "fitted_on": fit_batches.describe(),
         "draws": draws,
+        "descents": descents,
         "seed": seed,
         "treated": made.treated,
         "circuit": dict(circuit.provenance),
@@ -130,16 +139,23 @@ class _Made:
     Attributes:
         names: The name of each, the draws of one control in a row.
         circuits: Those of the model itself.
-        elsewhere: Redrawn models, each with the circuit in it.
+        elsewhere: Controls in redrawn models: their names, the models and the circuits.
         notes: What could not be made, and what must be known of the others.
         treated: How controls are fitted, as JSON values; None if they are not.
     """
 
     def __init__(
-        self, subject: Subject, circuit: Circuit, batches: Batches, draws: int, seed: int, progress: Progress | None
+        self,
+        subject: Subject,
+        circuit: Circuit,
+        batches: Batches,
+        draws: int,
+        descents: int,
+        seed: int,
+        progress: Progress | None,
     ) -> None:
         self.names, self.circuits, self.notes = ["circuit"], [circuit], list[str]()
-        self.elsewhere: list[tuple[Subject, Circuit]] = []
+        self.elsewhere: list[tuple[str, Subject, Circuit]] = []
         fit = fit_of(subject, circuit, batches, progress=progress)
         self.treated = None if fit is None else fit.about()
 
@@ -166,13 +182,16 @@ class _Made:
         add("without_random", without(subject, random[0]), treated=False)
         try:
             models = [redrawn(subject, seed=seed + n) for n in range(draws)]
+            rewired = [redrawn(subject, whole=True, seed=seed + n) for n in range(descents)]
         except ConvCircuitsError as problem:
             self.notes.append(f"The circuit is not compared with the same graph of other weights. {problem}")
             return
         for model in models:
             begin(progress, "fitting a control: redrawn")
             again = fit_of(model, circuit, batches, target=subject, progress=progress)
-            self.elsewhere.append((model, fitted(model, circuit, again)))
+            self.elsewhere.append(("redrawn", model, fitted(model, circuit, again)))
+        for model in rewired:
+            self.elsewhere.append(("refound", model, refound(subject, circuit, batches, model, progress=progress)))
 
     def _note_what_stays(self, circuit: Circuit, graphs: list[Circuit]) -> None:
         size = max(1, len(circuit))
@@ -221,8 +240,8 @@ def _measured(subject: Subject, made: _Made, batches: Batches, fit: Batches, pro
             full = subject.maps(images)
             averages.add(at(full, positions.counted(full, images)).double().cpu(), tuple(full.shape[1:]))
     sweeps = [Sweep(subject, made.circuits, effective=True)]
-    sweeps += [Sweep(model, [circuit], effective=True) for model, circuit in made.elsewhere]
-    names = [*made.names, *["redrawn"] * len(made.elsewhere), "average_map"]
+    sweeps += [Sweep(model, [circuit], effective=True) for _, model, circuit in made.elsewhere]
+    names = [*made.names, *(name for name, *_ in made.elsewhere), "average_map"]
     full_sums, errors, done = [], [], 0
     shift, interior, known = torch.zeros(0), None, True
     for images in batches:

@@ -426,6 +426,7 @@ class Trace:
         batches: The images.
         cost: Number of images that have run forward, and that have run backward (once for each gradient).
         progress: Called with the images done, or None.
+        target: The model that a descent fits its circuits to: ``subject``, or another one of the same architecture.
     """
 
     def __init__(
@@ -439,8 +440,10 @@ class Trace:
         seed: int = 0,
         memory: int,
         progress: Progress | None = None,
+        target: Subject | None = None,
     ) -> None:
         self.subject, self.masks, self.seed, self.memory = subject, masks, seed, memory
+        self.target = target or subject
         self.relevant, self.granularity, self.positions = relevant, granularity, Positions(subject)
         self.shapes = {layer: tuple(mask.shape) for layer, mask in relevant.items()}
         self.notes: list[str] = []

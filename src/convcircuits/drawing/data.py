@@ -145,7 +145,7 @@ class Drawn(Record):
 class Rival(Record):
     """R2 of the best draw of a control that was treated as the circuit was. None: not defined."""
 
-    name: Literal["relabelled", "random", "redrawn", "average_map"]
+    name: Literal["relabelled", "random", "redrawn", "refound", "average_map"]
     r2: float | None
     r2_interior: float | None
     r2_rectified: float | None
@@ -159,7 +159,7 @@ class Controls(Record):
     sentence: str  # the verdict and why
     margin: float | None  # R2 of the circuit minus that of the best control, or minus 0 if that is higher
     noise: float | None  # of the margin; None, as of the margin: not defined
-    best: Literal["relabelled", "random", "redrawn", "average_map"]  # the best control
+    best: Literal["relabelled", "random", "redrawn", "refound", "average_map"]  # the best control
     rivals: tuple[Rival, ...]  # those that could be made
 
     def _check(self) -> None:

@@ -18,6 +18,7 @@ RIVALS = {
     "relabelled": "the same graph on other filters",
     "random": "a random circuit of equal size",
     "redrawn": "the same graph with shuffled weights",
+    "refound": "a circuit found alike among shuffled kernels",
     "average_map": "the average training map",
 }
 """The controls that a circuit must beat, in words."""
@@ -62,6 +63,8 @@ class Controls:
     - ``random``: as many random elements in each layer;
     - ``redrawn``: the circuit itself in a copy of the model whose weights are shuffled within each layer, fitted to the
       trained model;
+    - ``refound``: if it was asked for, what the descent that found the circuit finds, aimed at the trained model, in a
+      copy whose kernels are shuffled within each layer, but not inside;
     - ``average_map``: the average training map, which needs no network.
 
     Three others are reported beside them: ``refitted``, the circuit's own elements fitted again from the start;
