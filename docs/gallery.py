@@ -54,12 +54,13 @@ HEAD = f"""# Gallery
 
 Each circuit but those of the last unit is small enough to be drawn whole. `learned` finds it with `drawable=True` on
 {FOUND_ON} crops of photographs of the game [GCompris](howto/images.md), and it is measured on {HELD_OUT} crops of
-photographs of other subjects. The pictures of its filters are parts of the built-in photographs. [How to read
-them](diagram.md#how-to-read-it) explains the pictures. An *isolated* picture lights the paths that carry 80 % of the
-drawn flow through one filter. The page of a network of more than {figure.MOST_COLUMNS} columns, here of
-MobileNetV2, opens with all blocks but the target's collapsed, and its caption counts what is drawn then; the circuit
-is drawn whole once they are opened. `make gallery` writes the interactive pages to `gallery-output/`, with pictures in
-light and dark colors and two widths.
+photographs of other subjects, beside [controls](method.md#found-or-made-by-constants), each drawn once. The strictest
+is what the same descent, aimed at the same map, finds among shuffled kernels. The pictures of its filters are parts of
+the built-in photographs. [How to read them](diagram.md#how-to-read-it) explains the pictures. An *isolated* picture
+lights the paths that carry 80 % of the drawn flow through one filter. The page of a network of more than
+{figure.MOST_COLUMNS} columns, here of MobileNetV2, opens with all blocks but the target's collapsed, and its caption
+counts what is drawn then; the circuit is drawn whole once they are opened. `make gallery` writes the interactive pages
+to `gallery-output/`, with pictures in light and dark colors and two widths.
 
 A fixed rule (`convcircuits.maps.units`), which looks at no circuit, chooses the unit of each layer on the
 training photographs. It chooses the unit whose rectified map varies most inside, among the units that meet three
@@ -156,6 +157,21 @@ def found(model: str, layer: str, size: int, source: str) -> cc.Circuit:
 
 
 @functools.cache
+def beside(model: str, layer: str, size: int, source: str) -> cc.Controls:
+    """Measure the circuit's controls, once each, and what its descent finds among shuffled kernels."""
+    loaded, found_on, held_out, _ = prepared(model, size, source)
+    return cc.controls(
+        loaded.model,
+        found(model, layer, size, source),
+        held_out,
+        fit=found_on,
+        draws=1,
+        descents=1,
+        photographs=held_out.photographs,
+    )
+
+
+@functools.cache
 def divided(entry: Entry, source: str) -> tuple[cc.Split, torch.Tensor]:
     """Divide the images of a unit: all photographs, one image each, and crops of those that may be shown, the last."""
     loaded, *_, pictured = prepared(entry.model, entry.size, source)
@@ -201,6 +217,7 @@ def drawn(entry: Entry, source: str) -> cc.Diagram:
         images=pictured,
         held_out=held_out,
         fit=found_on,
+        controls=beside(entry.model, entry.layer, entry.size, source),
         pictures=entry.pictures,
         primaries=loaded.primaries(),
         title=f"{entry.model} {circuit.feature}",
