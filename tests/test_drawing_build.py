@@ -583,6 +583,7 @@ def test_controls_that_are_given_are_shown_and_not_measured_again(model, monkeyp
     circuit, _, held_out, report = fitted_and_controls(model, draws=2)
     monkeypatch.setattr(margin, "controls", pytest.fail)
     rows = tuple(dataclasses.replace(row, r2=row.r2 - 1) for row in report.controls)
+    rows += (dataclasses.replace(rows[0], name="refound"),)
     changes = {"interior": interior, "notes": ("A note of its own.",), "noise": float("nan")}
     report = dataclasses.replace(report, controls=rows, **changes)
     drawn = cc.diagram(model, circuit, held_out=held_out, controls=report)
