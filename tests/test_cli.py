@@ -2314,7 +2314,7 @@ def demo(tmp_path_factory):
         hurried.setattr(demo_command, "LAYER", DEMO_LAYER)
         hurried.setattr(demo_command, "SIZE", DEMO_SIZE)
         hurried.setattr(demo_command, "DENSITIES", DEMO_DENSITIES)
-        hurried.setattr(demo_command, "LEARNED", ("start=0.1", "steps=4", "final=8"))
+        hurried.setattr(demo_command, "LEARNED", ("start=0.1", "steps=4", "final=8", "polish=4"))
         line = ["demo", "--out", str(folder), "--count", "7"]
         result = CliRunner().invoke(application.app, line, catch_exceptions=False)
     assert result.exit_code == 0

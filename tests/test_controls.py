@@ -91,7 +91,7 @@ def batches_of(images):
     ("criterion", "options"),
     [
         ("progressive", {"start": 0.3, "toward": 1.0, "positions": 300}),
-        ("learned", {"start": 0.3, "steps": 5, "final": 5, "rate": 0.03, "batch": 3}),
+        ("learned", {"start": 0.3, "steps": 5, "final": 5, "rate": 0.03, "batch": 3, "polish": 0}),
     ],
 )
 def test_a_circuit_that_is_treated_as_it_was_comes_out_the_same(criterion, options):
@@ -170,6 +170,16 @@ def test_a_control_takes_as_many_steps_as_the_whole_descent_did_up_to_a_limit(tr
     said = dict(circuit.provenance) | {"cost": circuit.provenance["cost"] | {"trained": trained}}
     fit = fit_of(subject_of(model), replace(circuit, provenance=said), batches_of(CASE.images(5)))
     assert {fit.about()["trained"][name] for name in ("steps", "final")} == {steps}
+
+
+def test_controls_are_not_polished():
+    model = CASE.build()
+    circuit = found(model, "learned", 0.3, start=0.3, steps=5, final=5, batch=3)
+    again = treated_alike(subject_of(model), circuit, circuit, batches_of(CASE.images(5)))
+    polish = [one.provenance["calibration"]["trained"]["polish"] for one in (circuit, again)]
+    assert polish == [200, 0]
+    assert again.provenance["cost"]["polished"] == circuit.provenance["cost"]["polished"] > 0
+    assert again.provenance["cost"]["trained"] > circuit.provenance["cost"]["trained"]
 
 
 def test_without_a_calibration_nothing_is_fitted():

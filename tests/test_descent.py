@@ -283,6 +283,7 @@ def test_training_lowers_the_error_on_its_images(name, layer, unit):
         "batch": 16,
         "rectified": 0.0,
         "tolerance": 0.0,
+        "polish": 200,
         "images": 16,
     }
     assert trained.provenance["cost"]["trained"] == 100 * 16
@@ -327,6 +328,35 @@ def test_the_last_circuit_takes_its_own_number_of_steps():
         assert trained == [3 * 16, (3 + taken) * 16]
 
 
+@pytest.mark.parametrize("name", ["plain", "residual", "mobile", "flat_head"])
+def test_the_last_circuit_is_polished_on_all_images(name):
+    case = NETS[name]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(16)
+    options = {"criterion": "learned", "density": [0.6, 0.4], "start": 0.6, "rectified": 0.0, "tolerance": 0.0}
+
+    def path(polish):
+        return cc.find_path(model, feature, images, steps=5, final=20, batch=16, rate=0.003, polish=polish, **options)
+
+    plain, polished = path(0), path(30)
+    assert [one.gain for one in polished[:-1]] == [one.gain for one in plain[:-1]]  # only the last one
+    before, after = (1 - cc.evaluate(model, one[-1], images).r2 for one in (plain, polished))
+    assert after < 0.99 * before or before < 1e-6
+    cost = [one.provenance["cost"] for one in polished]
+    assert all("polished" not in one for one in cost[:-1])
+    assert 0 < cost[-1]["polished"] <= 16 * 30 * 1.25 * len(learning._SLOWER)
+    assert cost[-1]["polished"] % 16 == 0
+    assert f"{cost[-1]['polished']:,} both ways in L-BFGS" in polished[-1].summary()
+
+
+def test_few_images_are_polished_on(monkeypatch):
+    monkeypatch.setattr(learning, "_POLISHED", 4)
+    case = NETS["plain"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(16)
+    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "final": 3}
+    cost = cc.find(model, feature, images, polish=5, **options).provenance["cost"]
+    assert 0 < cost["polished"] <= 4 * 7 * len(learning._SLOWER)
+
+
 def test_a_circuit_that_is_good_enough_is_not_trained():
     case = NETS["plain"]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(16)
@@ -340,6 +370,7 @@ def test_training_does_not_depend_on_batches_and_order():
     case = NETS["residual"]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(12)
     options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "final": 20, "batch": 5}
+    options["polish"] = 3  # more carry rounding on
     one = cc.find(model, feature, images, **options)
     for given, batch_size in ((images.flip(0), 16), ([images[6:], images[:6]], 4)):
         other = cc.find(model, feature, given, batch_size=batch_size, **options)
@@ -399,6 +430,7 @@ def test_several_units_are_trained_together():
     ("options", "said"),
     [
         ({"steps": -1}, "steps"),
+        ({"polish": -1}, "polish"),
         ({"rate": 0}, "rate must be above 0 and at most 1; got 0"),
         ({"rectified": 1.5}, "rectified must be from 0 to 1; got 1.5"),
         ({"tolerance": -0.1}, "tolerance must be from 0 to 1; got -0.1"),
@@ -427,7 +459,7 @@ def test_a_single_value_cannot_be_trained_to():
 def test_a_model_that_is_no_module_is_trained_by_masked_runs(monkeypatch):
     case = NETS["residual"]
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(8)
-    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "final": 5}
+    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "final": 5, "polish": 3}
     expected = cc.find(model, feature, images, **options)
 
     def refuse(subject, masks):
@@ -707,7 +739,7 @@ def test_steps_that_raise_the_error_are_taken_back(name, monkeypatch):
     options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "batch": 1, "rate": 1.0}
     refitted = cc.find(model, feature, images, final=0, **options)
     monkeypatch.setattr(learning, "_SLOWER", (1.0,))
-    found = cc.find(model, feature, images, final=3, **options)
+    found = cc.find(model, feature, images, final=3, polish=0, **options)
     assert found == refitted
     assert any("Training raised the error on its images" in note for note in found.provenance["notes"])
 

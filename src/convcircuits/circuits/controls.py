@@ -177,7 +177,8 @@ def fit_of(
     """Return how a circuit was fitted, as a function that fits others on some images; None without a calibration.
 
     A calibration whose origin is not known is taken for one of ``refit`` with its defaults. A trained circuit took its
-    steps on the whole descent; others are trained for as many, at most ``MOST_STEPS``.
+    steps on the whole descent; others are trained for as many, at most ``MOST_STEPS``, and not polished, which would
+    take several times as long.
 
     Args:
         subject: The model that the others belong to.
@@ -214,7 +215,7 @@ def fit_of(
     trained = circuit.provenance.get("cost", {}).get("trained", 0)
     taken = math.ceil(trained / min(about["batch"], known["trained"]["images"]))
     steps = min(MOST_STEPS, max(about["steps"], taken))
-    training = Training(**about | {"steps": steps, "final": steps, "tolerance": 0.0}, seed=seed)
+    training = Training(**about | {"steps": steps, "final": steps, "tolerance": 0.0, "polish": 0}, seed=seed)
     return Learn(trace, fit, training, alone=True)
 
 

@@ -322,6 +322,7 @@ def learned(
     batch: int = 8,
     rectified: float = 0.5,
     tolerance: float = 0.03,
+    polish: int = 200,
 ) -> Iterator[Level]:
     """Descend as ``progressive`` does, and train the constants by gradient steps after every refit.
 
@@ -348,9 +349,11 @@ def learned(
         batch: Number of images in a step.
         rectified: Share of the rectified map's error in the loss, from 0 to 1.
         tolerance: Loss of a refitted circuit, a share of the variance, from which down it is not trained.
+        polish: Number of iterations of L-BFGS, on at most 128 of the images, after the steps of the last circuit if it
+            takes any.
     """
     steps, final = whole_number("steps", steps, 0), whole_number("final", final, 0)
-    batch = whole_number("batch", batch, 1)
+    batch, polish = whole_number("batch", batch, 1), whole_number("polish", polish, 0)
     for name, value, allowed in (
         ("rate", rate, "above 0 and at most 1"),
         ("rectified", rectified, "from 0 to 1"),
@@ -359,7 +362,7 @@ def learned(
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not (number and 0 <= value <= 1) or (name == "rate" and value == 0):
             raise ConvCircuitsError(f"{name} must be {allowed}; got {value!r}.")
-    training = Training(steps, final, rate, batch, rectified, tolerance, trace.seed)
+    training = Training(steps, final, rate, batch, rectified, tolerance, trace.seed, polish)
     elsewhere = trace.target is not trace.subject  # where refits may be as poor as those of other controls
     fit = Learn(trace, _refit(trace, ridge, toward, positions), training, alone=elsewhere)
     return _descent(trace, sizes, done, fit, start=start, ratio=ratio, draws=draws, scored=scored)

@@ -26,6 +26,10 @@ _DECAY = 20.0
 """The last step is this many times smaller than the first."""
 _AT_ONCE = 16
 _IN_MEMORY = 512
+_POLISHED = 128
+"""L-BFGS runs on at most so many images, which all run for each of its steps."""
+_HISTORY = 50
+"""Number of earlier steps from which L-BFGS estimates the curvature."""
 _STEADY = 0.3
 """Share of the steps before they become smaller."""
 _MANY = 400
@@ -44,7 +48,7 @@ Run = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Training:
-    """How constants are trained, by Adam.
+    """How constants are trained: by Adam, and at the end by L-BFGS.
 
     Attributes:
         steps: Number of steps; 0 for none.
@@ -56,6 +60,8 @@ class Training:
         rectified: Share of the error of the rectified map in the loss, from 0 to 1; the rest is the error of the map
             itself. Both are relative to the variance.
         seed: Seed of the order of images.
+        polish: Number of iterations of L-BFGS after the steps of the last circuit, if it takes any, on at most
+            ``_POLISHED`` images.
     """
 
     steps: int
@@ -65,6 +71,7 @@ class Training:
     rectified: float
     tolerance: float
     seed: int
+    polish: int = 0
 
 
 class Learn:
@@ -72,7 +79,8 @@ class Learn:
 
     Attributes:
         notes: Sentences on the circuit that was trained last.
-        cost: As for ``Refit``, and the number of images that have run forward and backward in training.
+        cost: As for ``Refit``, and the number of images that have run forward and backward in training: in steps,
+            ``"trained"``, and in iterations of L-BFGS, ``"polished"``.
 
     Args:
         trace: The feature's images, of which at most ``_IN_MEMORY`` are kept in memory.
@@ -88,7 +96,7 @@ class Learn:
         self._subject, self._progress = trace.subject, trace.progress
         self._fit, self._training, self._alone = fit, training, alone
         self.cost, self.notes = fit.cost, list[str]()
-        self.cost["trained"] = 0
+        self.cost["trained"] = self.cost["polished"] = 0
         parts = list(trace.batches.sample(_IN_MEMORY, trace.seed))
         if len({part.shape[1:] for part in parts}) > 1:
             raise ConvCircuitsError("Constants are trained on images of one size; crop or resize the images to one.")
@@ -114,7 +122,7 @@ class Learn:
             trained["starts"] = ["refit", "moments"]
         return self._fit.about() | {"trained": trained}
 
-    def __call__(self, masks: Masks, *, before: Masks | None = None, last: bool = False) -> Tables:
+    def __call__(self, masks: Masks, *, before: Masks | None = None, last: bool = True) -> Tables:
         """Refit and train a circuit without calibration.
 
         It is refitted to the full model and, if it was cut from another, to what that one computes: training has
@@ -129,10 +137,11 @@ class Learn:
         Args:
             masks: The circuit, effective.
             before: The circuit that it was cut from, with its calibration.
-            last: Whether it is the last one of a descent.
+            last: Whether it is the last one of a descent, or the only one.
         """
         self.notes = []
-        start, steps = self._fit(masks), self._training.final if last else self._training.steps
+        start, training = self._fit(masks), self._training
+        steps, polish = (training.final, training.polish) if last else (training.steps, 0)
         if not steps or not any(bool(mask.any()) for mask in masks.kernels.values()):
             return start
         run = self._runner(masks)
@@ -143,10 +152,11 @@ class Learn:
                 start, error = other, of_other
         if error <= self._training.tolerance:
             return start
-        found, after = self._improved(start, error, masks, run, steps)
+        found, after = self._improved(start, error, masks, run, steps, polish)
         if self._alone and error > _HALF:
             matched = self._moment_matched(masks)
-            other, of_other = self._improved(matched, self._error(self._with(matched, masks, run)), masks, run, steps)
+            of_matched = self._error(self._with(matched, masks, run))
+            other, of_other = self._improved(matched, of_matched, masks, run, steps, polish)
             if of_other < min(error, after):
                 return other
         if not after <= error:  # NaN, too
@@ -157,10 +167,12 @@ class Learn:
             return start
         return found
 
-    def _improved(self, start: Tables, error: float, masks: Masks, run: Run, steps: int) -> tuple[Tables, float]:
+    def _improved(
+        self, start: Tables, error: float, masks: Masks, run: Run, steps: int, polish: int
+    ) -> tuple[Tables, float]:
         """Return the constants after some steps at the first of the rates that does not raise the error, and theirs."""
         for part in _SLOWER:
-            found, after = self._trained(start, masks, run, steps, part)
+            found, after = self._trained(start, masks, run, steps, polish, part)
             if after <= error:
                 break
         return found, after
@@ -173,8 +185,10 @@ class Learn:
         )
         return lambda images: run(images, gain, offset)
 
-    def _trained(self, start: Tables, masks: Masks, run: Run, steps: int, part: float) -> tuple[Tables, float]:
-        """Return the constants after some steps at a part of the rate, and the error on all images."""
+    def _trained(
+        self, start: Tables, masks: Masks, run: Run, steps: int, polish: int, part: float
+    ) -> tuple[Tables, float]:
+        """Return the constants after some steps at a part of the rate and some iterations of L-BFGS, and the error."""
         device, dtype = self._subject.network.device, self._subject.network.dtype
         whole = _complete(start, masks)
         gain, offset = (_flat(table).to(device, dtype) for table in whole)
@@ -193,7 +207,8 @@ class Learn:
                 return run(images, *constants())
 
             rate = part * self._training.rate * min(1.0, math.sqrt(_MANY / (len(gains) + len(shifts))))
-            self._descend([gains, shifts], maps, steps, rate)
+            if self._descend([gains, shifts], maps, steps, rate):
+                self._polish([gains, shifts], maps, polish)
             error = self._error(maps)
             trained = [values.detach().cpu() for values in constants()]
         return (_like(whole[0], trained[0]), _like(whole[1], trained[1])), error
@@ -212,8 +227,8 @@ class Learn:
         counted = None if self._counted is None else self._counted[some]
         return self._loss(_by_unit(at(maps(self._images[some]), counted)), self._targets[some])
 
-    def _descend(self, parameters: list[Tensor], maps: Callable[[Tensor], Tensor], steps: int, rate: float) -> None:
-        """Take the steps."""
+    def _descend(self, parameters: list[Tensor], maps: Callable[[Tensor], Tensor], steps: int, rate: float) -> bool:
+        """Take the steps, and return whether they led anywhere."""
         training = self._training
         optimizer = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
         generator, order = torch.Generator().manual_seed(training.seed), torch.zeros(0, dtype=torch.long)
@@ -226,16 +241,45 @@ class Learn:
             some, order = order[: training.batch], order[training.batch :]
             loss = self._loss_of(maps, some)
             if not bool(loss.isfinite()):
-                return  # the error on all images will say so
+                return False  # the error on all images will say so
             slopes = torch.autograd.grad(loss, parameters)
             if step == 0 and not any(bool(slope.any()) for slope in slopes):
-                return  # nothing reaches the map, on these images and so hardly on others
+                return False  # nothing reaches the map, on these images and so hardly on others
             for parameter, slope in zip(parameters, slopes, strict=True):
                 parameter.grad = slope
             optimizer.step()
             self.cost["trained"] += len(some)
             if self._progress is not None:
                 self._progress(step + 1, steps)
+        return True
+
+    def _polish(self, parameters: list[Tensor], maps: Callable[[Tensor], Tensor], iterations: int) -> None:
+        """Take iterations of L-BFGS on images that are the same in all: its steps follow a loss without noise."""
+        if not iterations:
+            return
+        order = torch.randperm(len(self._images), generator=torch.Generator().manual_seed(self._training.seed))
+        images, evaluations = order[:_POLISHED], 0
+        optimizer = torch.optim.LBFGS(
+            parameters, max_iter=iterations, history_size=_HISTORY, line_search_fn="strong_wolfe"
+        )
+
+        def loss() -> float:
+            nonlocal evaluations
+            total, slopes = 0.0, [torch.zeros_like(parameter) for parameter in parameters]
+            for some in torch.split(images, _AT_ONCE):
+                part = self._loss_of(maps, some) * (len(some) / len(images))
+                more = torch.autograd.grad(part, parameters)
+                slopes = [slope + one for slope, one in zip(slopes, more, strict=True)]
+                total += float(part.detach())
+            for parameter, slope in zip(parameters, slopes, strict=True):
+                parameter.grad = slope
+            self.cost["polished"] += len(images)
+            evaluations += 1
+            if self._progress is not None:
+                self._progress(min(evaluations, iterations), iterations)
+            return total
+
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
 
     def _loss(self, maps: Tensor, targets: Tensor) -> Tensor:
         """Return the squared error relative to the variance, of the map and of the rectified map."""

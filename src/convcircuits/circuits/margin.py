@@ -55,8 +55,8 @@ def controls(
     """Measure a circuit beside controls of equal size and equal treatment, on images that it was not found on.
 
     With many fitted constants, a wrong graph can be made to imitate a feature. So the circuit's calibration is repeated
-    on controls, with the same method and options and as many steps, at most 500: if these do as well, the circuit was
-    not found.
+    on controls, with the same method and options and as many steps, at most 500 and without iterations of L-BFGS: if
+    these do as well, the circuit was not found. Its own kernels are fitted again in the same way, for comparison.
 
     This is a function and no method of ``Evaluation``, which is data and has no model to run.
 

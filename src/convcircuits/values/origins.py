@@ -67,7 +67,12 @@ def how_found(said: Mapping[str, Any]) -> str:
         text += f", in {len(sizes)} cut{'s' * (len(sizes) != 1)}, the first to {sizes[0]:,} kernels"
         how = [f"{name} {schedule[name]:.3g}" for name in ("start", "ratio") if name in schedule]
         text += f" ({', '.join(how)})" if how else ""
-    ways = {"forward": "forward", "backward": "backward", "trained": "both ways in training"}
+    ways = {
+        "forward": "forward",
+        "backward": "backward",
+        "trained": "both ways in training",
+        "polished": "both ways in L-BFGS",
+    }
     ran = [f"{cost[key]:,} {way}" for key, way in ways.items() if cost.get(key)]
     text += f"; images run: {_listed(ran)}"
     if said.get("calibration", {}).get("images", said["images"]) != said["images"]:
@@ -119,6 +124,7 @@ _TRAINED: Mapping[str, Callable[[Any], bool]] = {
     "batch": whole(1, 1 << 40),
     "rectified": lambda value: _is_number(value, 0, 1),
     "tolerance": lambda value: _is_number(value, 0, 1),
+    "polish": whole(0, 1 << 40),
     "images": whole(1, 1 << 50),
 }
 _FITTED: Mapping[str, Callable[[Any], bool]] = {
@@ -129,7 +135,7 @@ _FITTED: Mapping[str, Callable[[Any], bool]] = {
     "seed": whole(0, (1 << 32) - 1),
     "images": lambda value: _is_record(value, _IMAGES),
     "weights": lambda value: is_list_of(value, _is_number),
-    "trained": lambda value: _is_record(value, _TRAINED),
+    "trained": lambda value: isinstance(value, dict) and _is_record({"polish": 0} | value, _TRAINED),
 }
 
 _KNOWN: dict[str, Kind] = {
