@@ -82,6 +82,9 @@ _STALE = (
     "relabelled graphs are the same everywhere then, pass no gradient on and stay so: these controls are too weak, and "
     "wait\nto be measured again.\n"
 )
+_UNPOLISHED = (
+    "*Unpolished*: older records of circuits without the iterations of L-BFGS with which `learned` ends now.\n"
+)
 
 Unit = tuple[str, str, int]
 """Network, layer, unit."""
@@ -282,19 +285,22 @@ def _at_sizes(curves: dict[str, dict[Unit, Curve]]) -> str:
 
 
 def _drawable(records: Sequence[dict[str, Any]]) -> str:
-    rows, any_stale = [], False
+    rows, remarks = [], set[str]()
     for record in records:
         if (report := record.get("controls")) is None:
             continue
         row, controls = record["rows"][-1], {one["name"]: one for one in report["controls"]}
         treated = report["provenance"].get("treated") or {}
         stale = record["run"] == "learned" and "starts" not in treated.get("trained", {})
-        any_stale = any_stale or stale
+        made = (report["provenance"].get("circuit") or {}).get("calibration", {}).get("trained", {})
+        unpolished = record["run"] == "learned" and not made.get("polish")
+        remarks |= {_STALE} if stale else set()
+        remarks |= {_UNPOLISHED} if unpolished else set()
         circuit = report["circuit"]
         rows.append(
             [
                 f"{record['net']} `{record['layer']}`:{record['unit']['unit']}",
-                record["run"],
+                record["run"] + (", unpolished" if unpolished else ""),
                 f"{row['kernels']} ({row['kernels'] / row['relevant']:.2%})",
                 f"{row['constants']}",
                 f"**{_figure(circuit['r2_interior'])}**",
@@ -325,7 +331,7 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
         "again in the same way. *Margin*: of\nthe circuit, or of the refitted one if that is lower, over the best of "
         "relabelled, redrawn, found anew, random and average map.\n*Removed*: the full model without the circuit's "
         "kernels / without as many random ones, which nothing makes up for.\n"
-        + (_STALE if any_stale else "")
+        + "".join(sorted(remarks, reverse=True))
         + "\n"
         + _table(heads.split(","), rows)
     )

@@ -106,18 +106,22 @@ def test_verdicts_beside_controls_that_could_not_be_trained_are_said_to_be_old()
     figures = {"r2": 0.7, "r2_interior": 0.7, "r2_rectified": 0.5}
     row = {"kernels": 5, "relevant": 100, "constants": 9}
 
-    def text(run, treated):
+    def text(run, treated, made):
         report = {"circuit": figures, "controls": [], "margin": 0.5, "noise": 0.1, "verdict": "found"}
-        report["provenance"] = {} if treated is None else {"treated": treated}
+        report["provenance"] = {} if treated is None else {"treated": treated, "circuit": made}
         unit = {"net": "net", "layer": "layer", "unit": {"unit": 3}}
         return page._drawable([{**unit, "run": run, "rows": [row], "controls": report}])
 
-    for run, treated, old in (
-        ("progressive", None, False),
-        ("learned", None, True),
-        ("learned", {"trained": {"starts": ["refit", "moments"]}}, False),
+    polished = {"calibration": {"trained": {"polish": 9}}}
+    for run, treated, made, old in (
+        ("progressive", None, None, False),
+        ("learned", None, None, True),
+        ("learned", {"trained": {"starts": ["refit", "moments"]}}, None, False),
+        ("learned", {"trained": {"starts": ["refit", "moments"]}}, polished, False),
     ):
-        said = text(run, treated)
+        said = text(run, treated, made)
+        assert ("| learned, unpolished |" in said) == (run == "learned" and made is None)
+        assert ("*Unpolished*" in said) == (run == "learned" and made is None)
         assert ("| (found) |" in said, "of older records" in said) == (old, old)
         assert ("| found |" in said) != old
 
