@@ -141,7 +141,7 @@ def test_a_control_that_its_refit_leaves_without_any_gradient_is_trained_from_el
     trained = fitted(subject, circuit, fit)
     assert cc.evaluate(model, trained, images).r2 > 0.3
     fit = fit_of(subject, circuit, batches_of(images))
-    fit._alone = False  # in a descent, the circuit before it decides
+    fit._control = False  # in a descent, the circuit before it decides
     assert cc.evaluate(model, fitted(subject, circuit, fit), images).r2 == pytest.approx(0.0, abs=1e-9)
 
 

@@ -216,7 +216,7 @@ def fit_of(
     taken = math.ceil(trained / min(about["batch"], known["trained"]["images"]))
     steps = min(MOST_STEPS, max(about["steps"], taken))
     training = Training(**about | {"steps": steps, "final": steps, "tolerance": 0.0, "polish": 0}, seed=seed)
-    return Learn(trace, fit, training, alone=True)
+    return Learn(trace, fit, training, control=True)
 
 
 def treated_alike(

@@ -363,8 +363,8 @@ def learned(
         if not (number and 0 <= value <= 1) or (name == "rate" and value == 0):
             raise ConvCircuitsError(f"{name} must be {allowed}; got {value!r}.")
     training = Training(steps, final, rate, batch, rectified, tolerance, trace.seed, polish)
-    elsewhere = trace.target is not trace.subject  # where refits may be as poor as those of other controls
-    fit = Learn(trace, _refit(trace, ridge, toward, positions), training, alone=elsewhere)
+    aims_elsewhere = trace.target is not trace.subject
+    fit = Learn(trace, _refit(trace, ridge, toward, positions), training, control=aims_elsewhere)
     return _descent(trace, sizes, done, fit, start=start, ratio=ratio, draws=draws, scored=scored)
 
 

@@ -86,15 +86,15 @@ class Learn:
         trace: The feature's images, of which at most ``_IN_MEMORY`` are kept in memory.
         fit: How circuits are refitted before they are trained; they are trained to the map of its target.
         training: How constants are trained.
-        alone: Whether circuits are trained without a descent before them, as controls are.
+        control: Whether these are controls, in whose wrong graphs or weights a refit may leave nothing to train.
 
     Raises:
         ConvCircuitsError: If the images differ in size, or the feature does not vary on them.
     """
 
-    def __init__(self, trace: Trace, fit: Refit, training: Training, *, alone: bool = False) -> None:
+    def __init__(self, trace: Trace, fit: Refit, training: Training, *, control: bool = False) -> None:
         self._subject, self._progress = trace.subject, trace.progress
-        self._fit, self._training, self._alone = fit, training, alone
+        self._fit, self._training, self._control = fit, training, control
         self.cost, self.notes = fit.cost, list[str]()
         self.cost["trained"] = self.cost["polished"] = 0
         parts = list(trace.batches.sample(_IN_MEMORY, trace.seed))
@@ -118,7 +118,7 @@ class Learn:
         training = self._training
         trained = {key: value for key, value in asdict(training).items() if key != "seed"}
         trained["images"] = len(self._images)
-        if self._alone:
+        if self._control:
             trained["starts"] = ["refit", "moments"]
         return self._fit.about() | {"trained": trained}
 
@@ -129,8 +129,8 @@ class Learn:
         brought its layers to where they serve the feature best together. The better of the two is trained. The error
         on the images never rises: if the steps raise it, the refit is returned, and a note says so.
 
-        Alone, without a descent before it, a circuit whose refit explains less than half of the feature is also trained
-        from where every filter has the mean and the spread that it has in the full model, and the better result counts.
+        A control whose refit explains less than half of the feature is also trained from where every filter has the
+        mean and the spread that it has in the full model, and the better result counts.
         Least squares gives a filter that its inputs do not predict, as in a wrong graph, hardly any spread. If its mean
         is negative, a ReLU then passes nothing on, and no gradient back: such a circuit could not be trained.
 
@@ -146,14 +146,14 @@ class Learn:
             return start
         run = self._runner(masks)
         error = self._error(self._with(start, masks, run))
-        if before is not None and error > self._training.tolerance:
+        if before is not None and error > training.tolerance:
             other = self._fit(masks, like=before)
             if (of_other := self._error(self._with(other, masks, run))) < error:
                 start, error = other, of_other
-        if error <= self._training.tolerance:
+        if error <= training.tolerance:
             return start
         found, after = self._improved(start, error, masks, run, steps, polish)
-        if self._alone and error > _HALF:
+        if self._control and error > _HALF:
             matched = self._moment_matched(masks)
             of_matched = self._error(self._with(matched, masks, run))
             other, of_other = self._improved(matched, of_matched, masks, run, steps, polish)
