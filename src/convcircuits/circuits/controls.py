@@ -104,19 +104,12 @@ def redrawn(subject: Subject, *, whole: bool = False, seed: int = 0) -> Subject:
     return Subject.open(copied, subject.feature, subject.survey.input_shape)
 
 
-def descent_of(circuit: Circuit) -> Criterion:
-    """Return the criterion by whose descent from the full model a circuit was found.
-
-    Raises:
-        ConvCircuitsError: If it was not found by one.
-    """
+def descent_of(circuit: Circuit) -> Criterion | None:
+    """Return the criterion by whose descent from the full model a circuit was found; None if it was not."""
     said = circuit.provenance
     criterion = CRITERIA.get(str(said.get("criterion")))
     if criterion is None or not is_descent(criterion) or "inside" in said or "schedule" not in said:
-        raise ConvCircuitsError(
-            f"{circuit!r} was not found by a descent from the full model, so there is none to repeat in a "
-            "shuffled network; omit descents."
-        )
+        return None
     return criterion
 
 
@@ -129,15 +122,13 @@ def refound(
 
     Args:
         subject: The model that the circuit belongs to.
-        circuit: The circuit; its size, criterion and options are those of the descent.
+        circuit: The circuit, found by a descent, whose size, criterion and options are repeated.
         batches: The images to find on.
         model: The other model, of the same architecture.
         progress: Called with the number of images or steps done in each phase, and their total (or None).
-
-    Raises:
-        ConvCircuitsError: If the circuit was not found by a descent from the full model.
     """
     said, descent = circuit.provenance, descent_of(circuit)
+    assert descent is not None
     asked, options = said["asked"], said["options"] | {"start": said["schedule"]["start"]}
     trace = Trace(
         model,

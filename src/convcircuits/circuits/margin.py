@@ -90,8 +90,11 @@ def controls(
     if not isinstance(circuit, Circuit):
         raise ConvCircuitsError(f"Expected a Circuit, got {type(circuit).__name__}.")
     seed, draws = whole_number(option("seed"), seed, 0, 2**32 - 1), whole_number("draws", draws, 1)
-    if descents := whole_number("descents", descents, 0):
-        descent_of(circuit)  # an error before any work is done
+    if (descents := whole_number("descents", descents, 0)) and descent_of(circuit) is None:
+        raise ConvCircuitsError(
+            f"{circuit!r} was not found by a descent from the full model, so there is none to repeat among shuffled "
+            "kernels; omit descents."
+        )
     network = Network(model)
     batches, fit_batches = (
         Batches(some, device=network.device, dtype=network.dtype, batch_size=batch_size) for some in (images, fit)
@@ -192,6 +195,10 @@ class _Made:
             self.elsewhere.append(("redrawn", model, fitted(model, circuit, again)))
         for model in rewired:
             self.elsewhere.append(("refound", model, refound(subject, circuit, batches, model, progress=progress)))
+        if not descents and descent_of(circuit) is not None:
+            self.notes.append(
+                "Not measured: what the same descent finds among shuffled kernels, the strictest control (descents=1)."
+            )
 
     def _note_what_stays(self, circuit: Circuit, graphs: list[Circuit]) -> None:
         size = max(1, len(circuit))
