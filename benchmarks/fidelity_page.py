@@ -341,7 +341,8 @@ def _cost(records: Sequence[dict[str, Any]]) -> str:
     passes: dict[str, list[float]] = defaultdict(list)
     for record in records:
         if (cost := record["rows"][-1]["cost"]) is not None and record["run"] in ("progressive", "learned"):
-            run = cost.get("forward", 0) + 2 * cost.get("backward", 0) + 3 * cost.get("trained", 0)
+            run = cost.get("forward", 0) + 2 * cost.get("backward", 0)
+            run += 3 * (cost.get("trained", 0) + cost.get("polished", 0))
             passes[record["run"]].append(run / 3 / record["images"][0])
     rows = [[run, f"{len(some)}", f"{statistics.median(some):.0f}"] for run, some in passes.items()]
     if not rows:
