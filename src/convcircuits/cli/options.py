@@ -46,7 +46,7 @@ CRITERION_OPTIONS = {
     "snip": "collapse=abs|sum|square, normalizer=published|sum|layer_l2, signed=false",
     "force": "steps=10, collapse=abs|sum|square, normalizer=published|sum|layer_l2",
     "progressive": _DESCENT,
-    "learned": f"{_DESCENT}, steps=60, final=960, rate=0.02, batch=8, rectified=0.5, tolerance=0.03",
+    "learned": f"{_DESCENT}, steps=60, final=960, rate=0.02, batch=8, rectified=0.5, tolerance=0.03, polish=200",
     "magnitude": "normalizer=published|sum|layer_l2",
     "random": "",
     "layer_random": "like=CIRCUIT.safetensors (required)",
