@@ -348,6 +348,21 @@ def test_the_last_circuit_is_polished_on_all_images(name):
     assert f"{cost[-1]['polished']:,} both ways in L-BFGS" in polished[-1].summary()
 
 
+def test_polishing_on_few_images_never_raises_the_error_on_all(monkeypatch):
+    monkeypatch.setattr(learning, "_POLISHED", 1)
+    raised = []
+    for name in ("plain", "residual", "mobile", "flat_head"):
+        case = NETS[name]
+        model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(12)
+        options = {"criterion": "learned", "density": 0.4, "start": 0.4, "rectified": 0.0, "tolerance": 0.0}
+        options |= {"final": 60, "rate": 0.003, "batch": 12}
+        plain, polished = (cc.find(model, feature, images, polish=polish, **options) for polish in (0, 50))
+        before, after = (cc.evaluate(model, one, images).r2 for one in (plain, polished))
+        assert after >= before - 1e-9
+        raised.append(polished.gain == plain.gain)
+    assert any(raised)  # on one image it did, and was taken back
+
+
 def test_few_images_are_polished_on(monkeypatch):
     monkeypatch.setattr(learning, "_POLISHED", 4)
     case = NETS["plain"]
@@ -506,22 +521,15 @@ def test_the_cost_of_a_descent_is_that_of_its_parts():
         {"forward": scoring + first, "backward": 6},
         {"forward": scoring + first + 4 + circuit, "backward": 6 + 4},
     ]
-    trained = cc.find(
-        model,
-        feature,
-        images,
-        criterion="learned",
-        density=0.4,
-        start=0.4,
-        positions=8,
-        final=5,
-        batch=4,
-        tolerance=0.0,
+    options = {"density": 0.4, "start": 0.4, "positions": 8, "final": 5, "batch": 4, "tolerance": 0.0}
+    trained, polished = (
+        cc.find(model, feature, images, criterion="learned", polish=polish, **options).provenance["cost"]
+        for polish in (0, 3)
     )
-    cost = trained.provenance["cost"]
-    assert cost["trained"] == 5 * 4
-    more = cost["forward"] - scoring - first  # targets, error of the refit, spread, error after the steps
+    assert trained["trained"] == polished["trained"] == 5 * 4
+    more = trained["forward"] - scoring - first  # targets, error of the refit, spread, error after the steps
     assert more == 4 * 6
+    assert polished["forward"] - trained["forward"] == 6  # error after L-BFGS
 
 
 @pytest.mark.parametrize("criterion", ["progressive", "learned"])

@@ -126,6 +126,19 @@ def test_verdicts_beside_controls_that_could_not_be_trained_are_said_to_be_old()
         assert ("| found |" in said) != old
 
 
+def test_stored_circuits_are_those_of_their_records():
+    fidelity = loaded("fidelity")
+    files = sorted((BENCHMARKS / "records" / "fidelity").rglob("*.safetensors.gz"))
+    assert files
+    for file in files:
+        circuit = fidelity.stored(file)
+        record = json.loads(file.with_name(file.name.replace(".safetensors.gz", ".json")).read_text())
+        assert str(circuit.feature) == f"{record['layer']}:{record['unit']['unit']}"
+        assert (len(circuit), circuit.constants) == (record["rows"][-1]["kernels"], record["rows"][-1]["constants"])
+        assert circuit.provenance["cost"] == record["rows"][-1]["cost"]
+        assert record["controls"]["provenance"]["circuit"] == json.loads(json.dumps(dict(circuit.provenance)))
+
+
 @pytest.mark.zoo
 @pytest.mark.slow
 def test_the_quick_benchmark_runs_and_goes_on_where_it_stood(tmp_path):

@@ -129,8 +129,9 @@ def test_the_descent_repeated_in_the_model_itself_finds_the_circuit(criterion, s
     subject = Subject.open(made.model, made.feature, (3, 32, 32))
     batches = Batches(images, device=torch.device("cpu"), dtype=torch.float32, batch_size=16)
     assert refound(subject, circuit, batches, subject) == circuit
-    again = cc.refit(made.model, circuit, images, method="filters")
-    assert refound(subject, again, batches, subject) == again
+    for how in ({"method": "filters"}, {"method": "kernels", "ridge": 0.5}):  # which the descent did not use
+        again = cc.refit(made.model, circuit, images, **how)
+        assert refound(subject, again, batches, subject) == again
     bare = replace(circuit, gain=LayerTable(), offset=LayerTable())
     assert refound(subject, bare, batches, subject) == bare
 

@@ -110,7 +110,7 @@ def descent_of(circuit: Circuit) -> Criterion | None:
     criterion = CRITERIA.get(str(said.get("criterion")))
     if criterion is None or not is_descent(criterion) or "inside" in said or "schedule" not in said:
         return None
-    return criterion
+    return criterion if said["elements"] == len(circuit) else None  # elements may have been changed by hand
 
 
 def refound(
@@ -119,6 +119,7 @@ def refound(
     """Find a circuit in another model as one was found in its own: by the whole descent, aimed at the same map.
 
     Kernels are scored and cut in the other model, and fitted and trained to the layers and the map of the circuit's.
+    It is the last one of its descent, which trains longest, also if the circuit is an earlier one.
 
     Args:
         subject: The model that the circuit belongs to.
@@ -147,14 +148,16 @@ def refound(
         gain=LayerTable(level.gain),
         offset=LayerTable(level.offset),
     )
-    if circuit.calibrated and _method(said.get("calibration", {})) == _method(level.calibration):
+    if circuit.calibrated and _asked_of(said.get("calibration", {})) == _asked_of(level.calibration):
         return found
+    # The circuit was fitted anew after its descent, and so is this one.
     return fitted(model, found, fit_of(model, circuit, batches, target=subject, progress=progress))
 
 
-def _method(calibration: Mapping[str, Any]) -> tuple[object, bool]:
-    """Return what distinguishes the constants that a descent gives from those that were fitted anew after it."""
-    return calibration.get("method"), "trained" in calibration
+def _asked_of(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how constants were asked to be fitted, on whatever images."""
+    trained = {key: value for key, value in calibration.get("trained", {}).items() if key not in ("images", "starts")}
+    return {key: value for key, value in calibration.items() if key != "images"} | {"trained": trained}
 
 
 def fit_of(

@@ -207,10 +207,12 @@ class Learn:
                 return run(images, *constants())
 
             rate = part * self._training.rate * min(1.0, math.sqrt(_MANY / (len(gains) + len(shifts))))
-            if self._descend([gains, shifts], maps, steps, rate):
+            led_anywhere = self._descend([gains, shifts], maps, steps, rate)
+            error, trained = self._error(maps), [values.detach().cpu() for values in constants()]
+            if polish and led_anywhere:
                 self._polish([gains, shifts], maps, polish)
-            error = self._error(maps)
-            trained = [values.detach().cpu() for values in constants()]
+                if (polished := self._error(maps)) < error:  # it may not be, on images that it did not run on
+                    error, trained = polished, [values.detach().cpu() for values in constants()]
         return (_like(whole[0], trained[0]), _like(whole[1], trained[1])), error
 
     def _error(self, maps: Callable[[Tensor], Tensor]) -> float:
@@ -255,8 +257,6 @@ class Learn:
 
     def _polish(self, parameters: list[Tensor], maps: Callable[[Tensor], Tensor], iterations: int) -> None:
         """Take iterations of L-BFGS on images that are the same in all: its steps follow a loss without noise."""
-        if not iterations:
-            return
         order = torch.randperm(len(self._images), generator=torch.Generator().manual_seed(self._training.seed))
         images, evaluations = order[:_POLISHED], 0
         optimizer = torch.optim.LBFGS(
