@@ -277,6 +277,7 @@ def test_the_benchmark_of_the_truth_groups_the_images_of_several_mechanisms(fold
 COMMANDS = [
     "find",
     "evaluate",
+    "controls",
     "compare",
     "extract",
     "diagram",
@@ -1117,6 +1118,50 @@ def test_find_takes_several_units(folder, good):
     assert measured["readout"] == [None, None]
 
 
+# --- controls
+
+
+DESCENT = f"{FIND} --kernels 12 --option start=0.9"
+
+
+def test_controls_says_what_the_function_says(folder, good):
+    good(DESCENT)
+    line = "controls a.safetensors --model tiny_net:net --draws 2 --descents 1 --seed 3"
+    said = good(f"{line} --json")
+    circuit, setup = preparing.set_up_again(Path("a.safetensors"), device="cpu", model="tiny_net:net")
+    report = cc.controls(
+        *(setup.loaded.model, circuit, setup.held_out.images),
+        fit=setup.train.images,
+        draws=2,
+        descents=1,
+        seed=3,
+        photographs=setup.held_out.photographs,
+    )
+    assert {row.name for row in report.controls} >= {"relabelled", "random", "redrawn", "refound"}
+    for row in report.controls:
+        again = next(one for one in said["controls"] if one["name"] == row.name)
+        assert again["draws"] == pytest.approx(row.draws, abs=1e-5), row.name
+    assert (said["verdict"], said["noise"]) == (report.verdict, pytest.approx(report.noise, abs=1e-5))
+    text = good(line)
+    assert "a circuit found alike among shuffled kernels" in text
+    assert report.verdict_sentence.split(":")[0] in text
+    assert "Not measured" not in text
+
+
+def test_controls_says_which_option_adds_the_strictest_one(folder, good):
+    good(DESCENT)
+    text = good("controls a.safetensors --model tiny_net:net --draws 1")
+    assert "the strictest control (--descents 1)." in text
+
+
+def test_controls_repeats_no_descent_that_there_was_not(drawable, run):
+    code, _, err = run("controls a.safetensors --model tiny_net:net --draws 1 --descents 1")
+    assert code == 1
+    assert "not found by a descent" in err
+    assert "omit --descents" in err
+    assert_speaks_the_commands_words(told(err))
+
+
 # --- diagram
 
 
@@ -1217,6 +1262,10 @@ def test_diagram_says_whether_a_fitted_circuit_was_found(folder, good):
     assert f"The circuit was {controls.verdict}" in printed
     assert reasons in printed
     assert "each control was drawn once." in printed
+    good(DESCENT)
+    good("diagram a.safetensors --model tiny_net:net --descents 1")
+    controls = cc.Diagram.load("a.html").document.variants[0].fidelity.controls
+    assert "refound" in {rival.name for rival in controls.rivals}
     printed = " ".join(good("diagram a.safetensors --model tiny_net:net --no-controls").split())
     assert "No controls were fitted, so whether its constants made it is not known." in printed
     assert cc.Diagram.load("a.html").document.variants[0].fidelity.controls is None
@@ -2012,6 +2061,13 @@ BAD = {
     "evaluate: no model": ("evaluate hand.safetensors", "--model"),
     "evaluate: no images": ("evaluate hand.safetensors --model tiny_net:net", "--images"),
     "evaluate: other model": ("evaluate hand.safetensors --model efficientnet_lite0 --images pictures", "EfficientNet"),
+    "controls: scores": ("controls scores.safetensors", "scores"),
+    "controls: no model": ("controls hand.safetensors", "--model"),
+    "controls: no images": ("controls hand.safetensors --model tiny_net:net", "--images"),
+    "controls: found on what": (
+        "controls hand.safetensors --model tiny_net:net --images pictures",
+        "does not say which photographs the circuit was found on. Controls are fitted on them",
+    ),
     "extract: no file": ("extract no.safetensors", "no.safetensors"),
     "extract: scores": ("extract scores.safetensors", "holds scores"),
     "extract: module": ("extract module.safetensors", "holds a module"),
@@ -2026,6 +2082,7 @@ BAD = {
     "diagram: missing folder": ("diagram hand.safetensors --out nowhere/a.svg", "nowhere"),
     "diagram: a page's width": ("diagram hand.safetensors --width 88mm", "Only .svg, .pdf and .png have a width"),
     "diagram: open a figure": ("diagram hand.safetensors --out a.svg --open", "--open shows a page"),
+    "diagram: descents": ("diagram hand.safetensors --no-controls --descents 1", "omit --no-controls"),
     "diagram: no path": ("diagram a.safetensors --path scores.safetensors", "holds no circuits of a descent; give the"),
     "diagram: an empty folder": ("diagram a.safetensors --path pictures", "--path pictures holds no circuits"),
     "diagram: no labels": (
@@ -2199,6 +2256,10 @@ USAGE = [
     "find --feature 4:2",
     "find --model tiny_net:net",
     "diagram a.safetensors --pictures patch",
+    "diagram a.safetensors --descents -1",
+    "controls",
+    "controls a.safetensors --draws 0",
+    "controls a.safetensors --descents -1",
     "layers",
     "compare --model vgg16_hed",
     "find '[bold]x'",

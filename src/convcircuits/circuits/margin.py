@@ -92,8 +92,8 @@ def controls(
     seed, draws = whole_number(option("seed"), seed, 0, 2**32 - 1), whole_number("draws", draws, 1)
     if (descents := whole_number("descents", descents, 0)) and descent_of(circuit) is None:
         raise ConvCircuitsError(
-            f"{circuit!r} was not found by a descent from the full model, so there is none to repeat among shuffled "
-            "kernels; omit descents."
+            "The circuit was not found by a descent from the full model, so there is none to repeat among shuffled "
+            f"kernels; omit {option('descents')}."
         )
     network = Network(model)
     batches, fit_batches = (
@@ -197,7 +197,8 @@ class _Made:
             self.elsewhere.append(("refound", model, refound(subject, circuit, batches, model, progress=progress)))
         if not descents and descent_of(circuit) is not None:
             self.notes.append(
-                "Not measured: what the same descent finds among shuffled kernels, the strictest control (descents=1)."
+                "Not measured: what the same descent finds among shuffled kernels, the strictest control "
+                f"({option('descents', 1)})."
             )
 
     def _note_what_stays(self, circuit: Circuit, graphs: list[Circuit]) -> None:

@@ -9,6 +9,7 @@ from convcircuits.cli import (
     atlas,
     benchmark,
     compare,
+    controls,
     cross,
     demo,
     diagram,
@@ -54,6 +55,7 @@ def common(
 
 app.command(epilog=CRITERIA_HELP)(find.find)
 app.command()(evaluate.evaluate)
+app.command()(controls.controls)
 app.command(epilog=CRITERIA_HELP)(compare.compare)
 app.command()(extract.extract)
 app.command()(diagram.diagram)

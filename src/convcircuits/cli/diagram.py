@@ -8,6 +8,7 @@ import typer
 import convcircuits as cc
 from convcircuits.cli import options
 from convcircuits.cli.console import progress
+from convcircuits.cli.controls import measured
 from convcircuits.cli.output import say
 
 
@@ -40,6 +41,7 @@ def diagram(
             "these constants."
         ),
     ] = True,
+    descents: options.DescentsOption = 0,
     pictures: Annotated[
         options.Pictures,
         typer.Option(help="Pictures of the filters: patches of images, or optimized images (features; takes minutes)."),
@@ -86,9 +88,14 @@ def diagram(
     said = {} if labels is None else read_labels(labels)
     steps = () if path is None else _path(path)
     other = None if against is None else loaded_circuit(against)
+    if descents and not controls:
+        raise cc.ConvCircuitsError("--descents adds a control; omit --no-controls.")
     fields = options.given(model=model, weights=weights, mean=mean, std=std, count=count, size=size)
     circuit, setup = set_up_again(file, device=device, images=images, **fields)
     called = {str(setup.loaded.feature(name)): label for name, label in said.items()}
+    beside: cc.Controls | bool = controls
+    if descents:
+        beside = measured(circuit, setup, draws=1, descents=descents, batch_size=batch_size, seed=seed)
     with progress("drawing") as told:
         drawn = cc.diagram(
             setup.loaded.model,
@@ -99,7 +106,7 @@ def diagram(
             fit=setup.fit,
             against=other,
             path=steps,
-            controls=controls,
+            controls=beside,
             title=title,
             pictures=pictures,
             feature_picture=feature_picture,

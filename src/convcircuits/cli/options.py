@@ -244,6 +244,14 @@ SizeAgainOption = Annotated[
     int | None,
     typer.Option(min=1, max=4096, help="Side length of the crops in pixels.", show_default=_IN_FILE),
 ]
+DescentsOption = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Repeat the descent that found the circuit in so many copies of the model whose kernels are shuffled: the "
+        "strictest control, each of which takes as long as finding the circuit.",
+    ),
+]
 RequireOption = Annotated[
     Literal["keeps", "part"] | None,
     typer.Option(
