@@ -86,6 +86,8 @@ _UNPOLISHED = (
     "*Unpolished*: older records of circuits without the iterations of L-BFGS with which `learned` ends now.\n"
 )
 
+_ANY_SIGN = "*Any sign*: older records of circuits in which gains could be below 0.\n"
+
 Unit = tuple[str, str, int]
 """Network, layer, unit."""
 
@@ -292,15 +294,17 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
         row, controls = record["rows"][-1], {one["name"]: one for one in report["controls"]}
         treated = report["provenance"].get("treated") or {}
         stale = record["run"] == "learned" and "starts" not in treated.get("trained", {})
-        made = (report["provenance"].get("circuit") or {}).get("calibration", {}).get("trained", {})
-        unpolished = record["run"] == "learned" and not made.get("polish")
+        made = (report["provenance"].get("circuit") or {}).get("calibration", {})
+        unpolished = record["run"] == "learned" and not made.get("trained", {}).get("polish")
+        any_sign = not made.get("positive")
         remarks |= {_STALE} if stale else set()
         remarks |= {_UNPOLISHED} if unpolished else set()
+        remarks |= {_ANY_SIGN} if any_sign else set()
         circuit = report["circuit"]
         rows.append(
             [
                 f"{record['net']} `{record['layer']}`:{record['unit']['unit']}",
-                record["run"] + (", unpolished" if unpolished else ""),
+                record["run"] + (", unpolished" if unpolished else "") + (", any sign" if any_sign else ""),
                 f"{row['kernels']} ({row['kernels'] / row['relevant']:.2%})",
                 f"{row['constants']}",
                 f"**{_figure(circuit['r2_interior'])}**",

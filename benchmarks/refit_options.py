@@ -1,4 +1,4 @@
-"""Measure the options of refits and of training: ridge, positions, weights, the rectified share and the tolerance.
+"""Measure the options of refits and of training: ridge, signs, positions, weights, rectified share and tolerance.
 
 The units are among those on which the methods were developed, and which no benchmark of them uses. Circuits are found
 on photographs of some subjects and measured on those of others. Every figure is written to a record when it is there,
@@ -46,6 +46,8 @@ def refits(maps: Tensor) -> dict[str, dict[str, Any]]:
         "ridge .1": {"ridge": 0.1},
         "ridge 1": {"ridge": 1.0},
         "toward 0": {"toward": 0.0},
+        "gains of any sign": {"positive": False},
+        "ridge 0, gains of any sign": {"ridge": 0.0, "positive": False},
         "1,000 positions": {"positions": 1000},
         "3,000 positions": {"positions": 3000},
         "30,000 positions": {"positions": 30_000},
@@ -60,6 +62,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "tolerance 0": {"tolerance": 0.0},
     "tolerance 0, rectified 0": {"tolerance": 0.0, "rectified": 0.0},
     "tolerance 0, rectified 1": {"tolerance": 0.0, "rectified": 1.0},
+    "tolerance .03, gains of any sign": {"positive": False},
 }
 
 

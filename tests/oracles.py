@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import nnls
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
@@ -1033,10 +1034,10 @@ def design(full, circuit, o, at=slice(None)):
     return torch.cat(targets).numpy(), torch.cat(maps).numpy(), torch.cat(rests).numpy()
 
 
-def least_squares(y, z, ridge, spread, weights=None):
+def least_squares(y, z, ridge, spread, weights=None, positive=True):
     """(a, b) that minimise sum_p w_p (y - z a - b)_p^2 + ridge sum_i (G_ii + spread / 100) (a_i - 1)^2.
 
-    a_i = 1 where z_i does not vary.
+    a_i = 1 where z_i does not vary, and all are 0 or more if `positive`.
     """
     w = np.ones(len(y)) if weights is None else weights
     a = np.ones(z.shape[1])
@@ -1046,12 +1047,32 @@ def least_squares(y, z, ridge, spread, weights=None):
     gram = (w[:, None] * (z - np.average(z, axis=0, weights=w)) ** 2).sum(0)
     pull, root = np.diag(np.sqrt(ridge * (gram + spread / 100))), np.sqrt(w)
     system = np.block([[root[:, None] * z, root[:, None]], [pull, np.zeros((len(pull), 1))]])
-    found = np.linalg.lstsq(system, np.concatenate([root * y, pull.sum(1)]), rcond=None)[0]
+    wanted = np.concatenate([root * y, pull.sum(1)])
+    found = np.linalg.lstsq(system, wanted, rcond=None)[0]
+    if positive and (found[:-1] < 0).any():
+        means, mean = np.average(z, axis=0, weights=w), np.average(y, weights=w)
+        centered = np.concatenate([root[:, None] * (z - means), pull])
+        gains, _ = nnls(centered, np.concatenate([root * (y - mean), pull.sum(1)]))
+        found = np.append(gains, mean - means @ gains)
     a[varies] = found[:-1]
     return a, found[-1]
 
 
-def refit(model, masks, layer, unit, images, *, method, ridge, blocks=None, call=None, positions=None, weights=None):
+def refit(
+    model,
+    masks,
+    layer,
+    unit,
+    images,
+    *,
+    method,
+    ridge,
+    positive=True,
+    blocks=None,
+    call=None,
+    positions=None,
+    weights=None,
+):
     """(gain, offset) of the effective kernels: layer after layer, filter after filter, on explicit design matrices.
 
     Masks of weights must be those of convolutions. `positions` {layer: indices}: all where a layer is left out.
@@ -1077,13 +1098,14 @@ def refit(model, masks, layer, unit, images, *, method, ridge, blocks=None, call
             live = [of_image[k // each] for k, (reads, *_) in enumerate(calls) if reads[o].any()]
             w = np.repeat(live, len(y) // len(live))
             spread = (w * (y - np.average(y, weights=w)) ** 2).sum()
+            about_fit = (ridge, spread, w, positive)
             if method == "mean":
                 offset[name][o] = np.average(y - rest - z.sum(1), weights=w)
             elif method == "filters":
-                a, offset[name][o] = least_squares(y - rest, z.sum(1, keepdims=True), ridge, spread, w)
+                a, offset[name][o] = least_squares(y - rest, z.sum(1, keepdims=True), *about_fit)
                 gain[name][o] = float(a[0])
             else:
-                a, offset[name][o] = least_squares(y - rest, z[:, kernels[o].numpy()], ridge, spread, w)
+                a, offset[name][o] = least_squares(y - rest, z[:, kernels[o].numpy()], *about_fit)
                 gain[name][o, kernels[o]] = torch.from_numpy(a)
     return gain, offset
 

@@ -1,5 +1,6 @@
 """Laws of descents: circuits inside each other, of the sizes asked, refitted, and the truth where it is known."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -17,6 +18,7 @@ import torch
 import convcircuits as cc
 from cases import LAST, calibration, close
 from convcircuits.circuits import learning
+from convcircuits.circuits.descent import _working
 from convcircuits.circuits.learning import Learn, Training
 from convcircuits.circuits.refitting import Refit
 from convcircuits.circuits.scoring import MEMORY
@@ -122,6 +124,61 @@ def test_a_drawable_circuit_keeps_the_limits(name):
         assert all(bool((~kept | larger[layer]).all()) for layer, kept in smaller.elements.items())
 
 
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("name", ["plain", "residual", "mobile", "flat_head"])
+def test_no_kernel_does_the_opposite_of_what_it_does_in_the_model(name, trained):
+    """In a copy of which half of the weights have the opposite sign, kernels would have to, to do as the model does."""
+    case = NETS[name]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(16)
+    turned, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    for weight in (one for one in turned.parameters() if one.dim() > 1):
+        weight.data *= (
+            2 * torch.randint(0, 2, weight.shape[:2], generator=generator)[(..., *[None] * (weight.dim() - 2))] - 1
+        )
+    target, subject = (Subject.open(Network(one), feature, tuple(images.shape[1:])) for one in (model, turned))
+    batches = Batches(images, device=images.device, dtype=images.dtype, batch_size=16)
+    shape = subject.survey.input_shape
+    relevant = subject.relevant("kernel", shape)
+    trace = Trace(subject, batches, relevant=relevant, seed=0, memory=MEMORY, target=target)
+    circuit = cc.find(turned, feature, images, criterion="snip", density=0.7, effective=True)
+    masks = subject.masks(circuit, shape, effective=True)
+
+    def fitted(positive):
+        fit = Refit(subject, batches, target=target, positive=positive)
+        training = Training(30, 30, 0.05, batch=16, rectified=0.5, tolerance=0.0, seed=0, polish=20)
+        gain, offset = (Learn(trace, fit, training, control=True) if trained else fit)(masks)
+        maps = subject.maps(images, dataclasses.replace(masks, gain=gain, offset=offset))
+        return min(float(one.min()) for one in gain.values()), float((maps - target.maps(images)).square().mean())
+
+    (lowest, error), (lowest_positive, error_positive) = fitted(False), fitted(True)
+    assert lowest < 0 <= lowest_positive
+    assert error < error_positive  # which makes it a stricter test of a wrong circuit
+
+
+@pytest.mark.parametrize(("name", "layer", "unit"), LAST)
+def test_what_can_be_drawn_has_no_kernel_that_does_nothing(name, layer, unit):
+    """Kernels of gain 0 are dropped, which changes nothing; a filter that has no others keeps them."""
+    case = NETS[name]
+    model, feature, images = case.build(), cc.Feature(layer, unit), case.images(4)
+    subject = Subject.open(Network(model), feature, tuple(images.shape[1:]))
+    circuit = cc.find(model, feature, images, criterion="snip", density=0.7, effective=True)
+    masks = subject.masks(circuit, subject.survey.input_shape, effective=True)
+    generator = torch.Generator().manual_seed(0)
+    gain = {a: (torch.rand(mask.shape, generator=generator) > 0.5).double() * 2 for a, mask in masks.kernels.items()}
+    offset = {a: torch.rand(len(mask), generator=generator).double() for a, mask in masks.kernels.items()}
+    kept, left_gain, left_offset = _working(masks.kernels, gain, offset, subject.survey.inside)
+    before = subject.maps(images, dataclasses.replace(masks, gain=gain, offset=offset))
+    after = subject.maps(images, dataclasses.replace(masks, kernels=kept, gain=left_gain, offset=left_offset))
+    close(after, before)
+    dropped = 0
+    for a, mask in kept.items():
+        assert not (mask & ~masks.kernels[a]).any()
+        idle = mask & (gain[a] == 0)
+        assert not (idle.any(1) & (mask & ~idle).any(1)).any()
+        dropped += int((masks.kernels[a] & ~mask).sum())
+    assert dropped > 0
+
+
 @pytest.mark.parametrize("start", [0.2, 0.8, 1.0])
 def test_a_descent_passes_through_every_size_that_is_asked_for(start):
     _, _, _, whole = descent("plain", density=1.0, start=1.0)
@@ -148,8 +205,8 @@ def test_a_descent_ends_with_the_first_circuit_that_is_not_enough():
     assert len(path[-1]) <= 12 < len(path[-2])
     assert len(path) < len(whole)
     with pytest.raises(cc.ConvCircuitsError, match="No complete path"):
-        descent("plain", kernels=1)
-    last = descent("plain", kernels=1, enough=lambda circuit: True)[3][-1]
+        descent("plain", kernels=1, positive=False)
+    last = descent("plain", kernels=1, positive=False, enough=lambda circuit: True)[3][-1]
     assert len(last) <= 4
 
 
@@ -180,6 +237,7 @@ def test_a_planted_circuit_is_recovered_and_its_gains_come_out_1(variant, seed):
         ({"scored": 0}, "scored"),
         ({"ridge": -1.0}, "ridge must be"),
         ({"toward": 2}, "toward must be 1 or 0"),
+        ({"positive": "yes"}, "positive of progressive is true or false; got 'yes'"),
         ({"positions": 0}, "positions"),
         ({"granularity": "filter"}, "A descent refits kernels"),
         ({"criterion": "snip"}, "snip does not descend"),

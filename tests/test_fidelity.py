@@ -112,7 +112,7 @@ def test_verdicts_beside_controls_that_could_not_be_trained_are_said_to_be_old()
         unit = {"net": "net", "layer": "layer", "unit": {"unit": 3}}
         return page._drawable([{**unit, "run": run, "rows": [row], "controls": report}])
 
-    polished = {"calibration": {"trained": {"polish": 9}}}
+    polished = {"calibration": {"trained": {"polish": 9}, "positive": True}}
     for run, treated, made, old in (
         ("progressive", None, None, False),
         ("learned", None, None, True),
@@ -120,7 +120,10 @@ def test_verdicts_beside_controls_that_could_not_be_trained_are_said_to_be_old()
         ("learned", {"trained": {"starts": ["refit", "moments"]}}, polished, False),
     ):
         said = text(run, treated, made)
-        assert ("| learned, unpolished |" in said) == (run == "learned" and made is None)
+        assert ("| learned, unpolished, any sign |" in said) == (run == "learned" and made is None)
+        assert ("| progressive, any sign |" in said) == (run == "progressive")
+        assert ("*Any sign*" in said) == (made is None)
+        assert made is None or "| learned |" in said
         assert ("*Unpolished*" in said) == (run == "learned" and made is None)
         assert ("| (found) |" in said, "of older records" in said) == (old, old)
         assert ("| found |" in said) != old

@@ -60,17 +60,18 @@ def agree(circuit, gain, offset, rtol=1e-8, atol=1e-9):
 
 
 @pytest.mark.parametrize(
-    ("name", "layer", "unit", "method", "ridge"),
+    ("name", "layer", "unit", "method", "ridge", "positive"),
     [
-        pytest.param(*case.values, method, ridge, id=f"{case.id}-{method}-{ridge}")
-        for method, ridge in itertools.product(FITTED, [0.0, 0.01])
+        pytest.param(*case.values, method, ridge, positive, id=f"{case.id}-{method}-{ridge}-{positive}")
+        for method, ridge, positive in itertools.product(FITTED, [0.0, 0.01], [False, True])
         for case in (FEATURES if (method, ridge) == ("kernels", 0.01) else LAST)
+        if (ridge, positive) != (0.0, True)  # where maps depend on each other, there is no single best
     ],
 )
-def test_gains_and_offsets_are_those_of_an_explicit_design_matrix(name, layer, unit, method, ridge):
+def test_gains_and_offsets_are_those_of_an_explicit_design_matrix(name, layer, unit, method, ridge, positive):
     case, model, circuit = NETS[name], built(name), found(name, layer, unit)
     images = case.images(12)
-    refitted = cc.refit(model, circuit, images, method=method, ridge=ridge, batch_size=5)
+    refitted = cc.refit(model, circuit, images, method=method, ridge=ridge, positive=positive, batch_size=5)
     gain, offset = oracles.refit(
         model,
         masks_for_oracle(case, model, circuit),
@@ -79,9 +80,12 @@ def test_gains_and_offsets_are_those_of_an_explicit_design_matrix(name, layer, u
         images,
         method=method,
         ridge=ridge,
+        positive=positive,
         blocks=case.blocks,
     )
     agree(refitted, gain, offset)
+    if positive:
+        assert all(bool((table >= 0).all()) for table in refitted.gain.values())
 
 
 @pytest.mark.parametrize(
@@ -266,7 +270,7 @@ def test_without_ridge_and_with_few_positions_the_gains_stay_as_close_to_one_as_
     close(cc.activations(model, circuit.feature, case.images(1), circuit=one), full)
     # Three images, four kernels: the smallest change, each kernel's measured by the spread of its map.
     images = case.images(3)
-    three = cc.refit(model, circuit, images, ridge=0)
+    three = cc.refit(model, circuit, images, ridge=0, positive=False)
     calls = oracles.kernel_calls(
         model,
         dict(circuit.elements),
@@ -808,7 +812,7 @@ def test_the_circuit_says_how_it_was_fitted():
     refitted = cc.refit(model, circuit, case.images(5), ridge=0.5, positions=40, seed=3)
     about = refitted.provenance["calibration"]
     assert about.pop("images")["count"] == 5
-    assert about == {"method": "kernels", "ridge": 0.5, "toward": 1.0, "positions": 40, "seed": 3}
+    assert about == {"method": "kernels", "ridge": 0.5, "toward": 1.0, "positive": True, "positions": 40, "seed": 3}
     own = {k: v for k, v in refitted.provenance.items() if k != "calibration"}
     assert own == circuit.provenance | {"cost": {"forward": circuit.provenance["cost"]["forward"] + 2 * 5}}
     assert refitted.elements == circuit.elements
@@ -882,6 +886,7 @@ MISTAKES = {
     "infinite ridge": ({"ridge": float("inf")}, "ridge must be"),
     "ridge True": ({"ridge": True}, "ridge must be"),
     "ridge as text": ({"ridge": "0.1"}, "ridge must be"),
+    "positive as a number": ({"positive": 1}, "positive must be True or False; got 1"),
     "no positions": ({"positions": 0}, "positions must be a whole number from 1; got 0"),
     "half a position": ({"positions": 1.5}, "positions must be a whole number"),
     "weights of nothing": (

@@ -62,7 +62,9 @@ def best_constants(
         ConvCircuitsError: As for ``refit``, or if the feature does not vary on the validation images.
     """
     known = circuit.provenance.get("calibration", {})
-    pull = {name: known.get(name, default) for name, default in (("ridge", RIDGE), ("toward", 1.0))}
+    pull = {
+        name: known.get(name, default) for name, default in (("ridge", RIDGE), ("toward", 1.0), ("positive", not known))
+    }
     found: dict[str, Circuit] = {}
     methods: tuple[Method, ...] = ("none", "mean", "filters", "kernels")  # the fewest constants first
     for method in methods:

@@ -131,6 +131,8 @@ def refound(
     said, descent = circuit.provenance, descent_of(circuit)
     assert descent is not None
     asked, options = said["asked"], said["options"] | {"start": said["schedule"]["start"]}
+    if "positive" not in said.get("calibration", {"positive": True}):  # a file from before there was this option
+        options = {"positive": False} | options
     trace = Trace(
         model,
         batches,
@@ -196,6 +198,7 @@ def fit_of(
         method=known.get("method", "kernels"),
         ridge=known.get("ridge", RIDGE),
         toward=known.get("toward", 1.0),
+        positive=known.get("positive", False),
         positions=known.get("positions", POSITIONS),
         weights=known.get("weights"),
         seed=known.get("seed", 0),

@@ -280,6 +280,7 @@ def progressive(
     scored: int = 64,
     ridge: float = RIDGE,
     toward: float = 0.0,
+    positive: bool = True,
     positions: int | None = POSITIONS,
 ) -> Iterator[Level]:
     """Descend: refit the kernels that are left after every cut, and score them in the refitted circuit.
@@ -298,9 +299,11 @@ def progressive(
         scored: Number of images that later cuts are scored on.
         ridge: As for ``refit``.
         toward: As for ``refit``. Toward 0, kernels that cancel each other are found out.
+        positive: As for ``refit``. Kernels of gain 0 are cut next; those of the last circuit, if it is one that can be
+            drawn, are dropped.
         positions: As for ``refit``.
     """
-    fit = _refit(trace, ridge, toward, positions)
+    fit = _refit(trace, ridge, toward, positive, positions)
     return _descent(trace, sizes, done, fit, start=start, ratio=ratio, draws=draws, scored=scored)
 
 
@@ -315,6 +318,7 @@ def learned(
     scored: int = 64,
     ridge: float = RIDGE,
     toward: float = 0.0,
+    positive: bool = True,
     positions: int | None = POSITIONS,
     steps: int = 60,
     final: int = 960,
@@ -340,6 +344,7 @@ def learned(
         scored: As for ``progressive``.
         ridge: As for ``progressive``.
         toward: As for ``progressive``.
+        positive: As for ``progressive``, in training, too.
         positions: As for ``progressive``.
         steps: Number of steps of Adam for each circuit.
         final: Number of steps for the last one, the smallest that is asked for.
@@ -364,18 +369,20 @@ def learned(
             raise ConvCircuitsError(f"{name} must be {allowed}; got {value!r}.")
     training = Training(steps, final, rate, batch, rectified, tolerance, trace.seed, polish)
     aims_elsewhere = trace.target is not trace.subject
-    fit = Learn(trace, _refit(trace, ridge, toward, positions), training, control=aims_elsewhere)
+    refit = _refit(trace, ridge, toward, positive, positions)
+    fit = Learn(trace, refit, training, control=aims_elsewhere)
     return _descent(trace, sizes, done, fit, start=start, ratio=ratio, draws=draws, scored=scored)
 
 
-def _refit(trace: Trace, ridge: float, toward: float, positions: int | None) -> Refit:
-    ridge, toward, positions = check_fit(ridge, toward, positions)
+def _refit(trace: Trace, ridge: float, toward: float, positive: bool, positions: int | None) -> Refit:
+    ridge, toward, positive, positions = check_fit(ridge, toward, positive, positions)
     return Refit(
         trace.subject,
         trace.batches,
         target=trace.target,
         ridge=ridge,
         toward=toward,
+        positive=positive,
         positions=positions,
         seed=trace.seed,
         progress=trace.progress,

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from convcircuits.circuits.budgets import Drawable, Effective, Size
+from convcircuits.circuits.budgets import Drawable, Effective, Inside, Kernels, Size
 from convcircuits.circuits.learning import Learn
 from convcircuits.circuits.ranking import in_order
 from convcircuits.circuits.refitting import Refit
@@ -134,9 +135,27 @@ def descend(
         is_model = trace.masks is None and _count(kernels) == relevant
         if stage != last or not is_model:  # if the model itself is asked for, a ridge would only move it
             gain, offset = fit(bare, before=masks, last=stage == last) if isinstance(fit, Learn) else fit(bare)
+        if stage == last and isinstance(last, Drawable):
+            kernels, gain, offset = _working(kernels, gain, offset, trace.subject.survey.inside)
         cost = dict(spent + trace.cost + fit.cost)
         level = Level(stage, kernels, saliency, gain, offset, fit.about(), cost, tuple(fit.notes))
         yield level
+
+
+def _working(kernels: Kernels, gain: Kernels, offset: Kernels, inside: Inside) -> tuple[dict[str, Tensor], ...]:
+    """Return a circuit without kernels of gain 0, which do nothing: its kernels, gains and offsets.
+
+    A filter that has no others keeps them: its offset may matter.
+    """
+    working = {layer: mask & (gain[layer] != 0) if layer in gain else mask for layer, mask in kernels.items()}
+    left = inside(
+        {layer: torch.where(mask.any(1, keepdim=True), mask, kernels[layer]) for layer, mask in working.items()}
+    )
+    return (
+        left,
+        {layer: torch.where(left[layer], table, 1) for layer, table in gain.items() if left[layer].any()},
+        {layer: torch.where(left[layer].any(1), table, 0) for layer, table in offset.items() if left[layer].any()},
+    )
 
 
 def first_share(trace: Trace, sizes: Sequence[Size]) -> float:

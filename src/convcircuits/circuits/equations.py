@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from convcircuits.circuits.least_squares import ByProducts, ByValues, LeastSquares
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.calls import ConvCall, KernelCall
 from convcircuits.network.masking import Masks, read_alone
@@ -146,8 +147,8 @@ class Equations:
 
         return maps
 
-    def solve(self, ridge: float, toward: float) -> tuple[Float[Tensor, "o i"], Float[Tensor, "o"]]:
-        """Return the gains and offsets of the filters.
+    def solve(self, ridge: float, toward: float, *, positive: bool) -> tuple[Float[Tensor, "o i"], Float[Tensor, "o"]]:
+        """Return the gains, all from 0 up if they shall be ``positive``, and the offsets of the filters.
 
         Raises:
             ConvCircuitsError: If what is computed is not finite.
@@ -156,8 +157,8 @@ class Equations:
         rounding = self._which.shape[1] * min(self._eps, torch.finfo(torch.float32).eps)
         if ridge <= rounding:
             self._reduce()
-        n, explicit = self._n[:, None], bool(self._few)
-        if explicit:
+        n = self._n[:, None]
+        if self._few:
             values, means = self._centered()
             spread = values.square().sum(2)
         else:
@@ -175,26 +176,14 @@ class Equations:
         varies = spread > noise + _TINY
         missing = varies[:, :1] | (toward != 1)  # toward 1, a filter that misses nothing stays as it is
         free = varies[:, 1:] & missing & self._there
-        scale = torch.where(free, spread[:, 1:], 1).rsqrt()
         target = (self._size - self._total.square() / self._n).clamp_min(0)[:, None]
-        pull = torch.where(free, ridge * (1 + FLOOR * target * scale.square()), 1)
-        if explicit:  # (S S' + D)^-1 S = D^-1 S (S' D^-1 S + 1)^-1, and the second is of the size of the positions
-            read = torch.where(free[..., None], values[:, 1:], 0)
-            scaled = read * scale[..., None]
-            weighted = scaled / pull[..., None]
-            system = scaled.transpose(1, 2) @ weighted + torch.eye(values.shape[2], dtype=torch.float64)
-            wanted = (values[:, 0] + (1 - toward) * read.sum(1))[..., None]
-            change = weighted @ torch.cholesky_solve(wanted, torch.linalg.cholesky(system))
+        pull = ridge * (spread[:, 1:] + FLOOR * target)
+        problem: LeastSquares
+        if self._few:
+            problem = ByValues(values, pull, toward)
         else:
-            both = free[:, :, None] & free[:, None]
-            gram = torch.where(both, moments[:, 1:, 1:], 0)
-            system = gram * scale[:, :, None] * scale[:, None] + torch.diag_embed(pull)
-            wanted = torch.where(free, (moments[:, 1:, 0] + (1 - toward) * gram.sum(2)) * scale, 0)[:, :, None]
-            if ridge > rounding:
-                change = torch.cholesky_solve(wanted, torch.linalg.cholesky(system))
-            else:  # maps that depend on each other get the smallest change
-                change = torch.linalg.pinv(system, rtol=rounding, hermitian=True) @ wanted
-        change = torch.where(free, toward - 1 + change[..., 0] * scale, 0)
+            problem = ByProducts(moments, pull, toward, rounding if ridge <= rounding else None)
+        change = problem.solve_positive(free) if positive else problem.solve(free)
         offset = means[:, 0] - (change * means[:, 1:]).sum(1)
         offset = torch.where(offset.abs() > (noise[:, 0] / self._n).sqrt(), offset, 0)
         gain = torch.ones(len(change), self._shape[1], dtype=torch.float64)

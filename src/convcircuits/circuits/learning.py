@@ -62,6 +62,8 @@ class Training:
         seed: Seed of the order of images.
         polish: Number of iterations of L-BFGS after the steps of the last circuit, if it takes any, on at most
             ``_POLISHED`` images.
+
+    Whether gains stay 0 or more is up to the refit.
     """
 
     steps: int
@@ -195,24 +197,33 @@ class Learn:
         kept = torch.cat([mask.flatten() for mask in masks.kernels.values()]).nonzero()[:, 0] + 1
         live = torch.cat([mask.any(1) for mask in masks.kernels.values()]).nonzero()[:, 0] + 1
         spread = self._spread(replace(masks, gain=whole[0], offset=whole[1]).to(device, dtype))[live]
+        positive = self._fit.positive
         with torch.enable_grad():
             gains = gain[kept].clone().requires_grad_()
             shifts = torch.zeros_like(spread, requires_grad=True)
 
-            def constants() -> tuple[Tensor, Tensor]:
+            def constants(gains: Tensor) -> tuple[Tensor, Tensor]:
                 moved = offset[live] + shifts * spread
                 return gain.index_put((kept,), gains), offset.index_put((live,), moved)
 
             def maps(images: Tensor) -> Tensor:
-                return run(images, *constants())
+                return run(images, *constants(gains))
+
+            def maps_of_roots(images: Tensor) -> Tensor:
+                return run(images, *constants(roots.square()))
 
             rate = part * self._training.rate * min(1.0, math.sqrt(_MANY / (len(gains) + len(shifts))))
             led_anywhere = self._descend([gains, shifts], maps, steps, rate)
-            error, trained = self._error(maps), [values.detach().cpu() for values in constants()]
+            error, trained = self._error(maps), [values.detach().cpu() for values in constants(gains)]
             if polish and led_anywhere:
-                self._polish([gains, shifts], maps, polish)
+                if positive:  # as their squares are
+                    roots = gains.detach().sqrt().requires_grad_()
+                    self._polish([roots, shifts], maps_of_roots, polish)
+                    gains = roots.detach().square()
+                else:
+                    self._polish([gains, shifts], maps, polish)
                 if (polished := self._error(maps)) < error:  # it may not be, on images that it did not run on
-                    error, trained = polished, [values.detach().cpu() for values in constants()]
+                    error, trained = polished, [values.detach().cpu() for values in constants(gains)]
         return (_like(whole[0], trained[0]), _like(whole[1], trained[1])), error
 
     def _error(self, maps: Callable[[Tensor], Tensor]) -> float:
@@ -230,7 +241,7 @@ class Learn:
         return self._loss(_by_unit(at(maps(self._images[some]), counted)), self._targets[some])
 
     def _descend(self, parameters: list[Tensor], maps: Callable[[Tensor], Tensor], steps: int, rate: float) -> bool:
-        """Take the steps, and return whether they led anywhere."""
+        """Take the steps, and return whether they led anywhere. Of the parameters, the first are the gains."""
         training = self._training
         optimizer = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
         generator, order = torch.Generator().manual_seed(training.seed), torch.zeros(0, dtype=torch.long)
@@ -250,6 +261,8 @@ class Learn:
             for parameter, slope in zip(parameters, slopes, strict=True):
                 parameter.grad = slope
             optimizer.step()
+            if self._fit.positive:
+                parameters[0].data.clamp_(min=0)
             self.cost["trained"] += len(some)
             if self._progress is not None:
                 self._progress(step + 1, steps)

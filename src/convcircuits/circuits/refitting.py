@@ -7,6 +7,7 @@ full model's raw output of the same call by least squares:
 
 p runs over positions of all images, w_p is the weight of the image (1 by default), z_oi is the pre-sum map of a kept
 kernel, G_ii its weighted sum of squared deviations from its mean and Y_o that of y_o, b_o the bias, and t is 1 or 0.
+With ``positive``, all a_i are 0 or more, so that no kernel does the opposite of what it does in the model.
 Only the normal equations are kept, in float64. Regression onto a full model's outputs is how channel pruning
 reconstructs layers (He et al., arXiv 1707.06168; Luo et al., arXiv 1707.06342).
 """
@@ -67,6 +68,7 @@ def refit(
     method: Method = "kernels",
     ridge: float = RIDGE,
     toward: float = 1.0,
+    positive: bool = True,
     positions: int | None = POSITIONS,
     weights: Sequence[float] | Tensor | None = None,
     batch_size: int = 16,
@@ -90,6 +92,8 @@ def refit(
             fit no gains take no notice of it.
         toward: The gain toward which they are pulled, 1 or 0. Toward 0, kernels of a filter that cancel each other
             fade; toward 1 they stay. Methods that fit no gains take no notice of it.
+        positive: Whether gains are 0 or more, so that no kernel does the opposite of what it does in the model. A wrong
+            graph is harder to fit so, and a right one hardly. Methods that fit no gains take no notice of it.
         positions: Number of positions over all images on which a layer is fitted, the same in every image, drawn at
             random; at least one an image. None for all.
         weights: A number from 0 for each image, in their order, that its squared error is multiplied by; only their
@@ -120,7 +124,7 @@ def refit(
         raise ConvCircuitsError(
             "method 'none' fits nothing, so it takes no weights; omit them or choose another method."
         )
-    ridge, toward, positions = check_fit(ridge, toward, positions)
+    ridge, toward, positive, positions = check_fit(ridge, toward, positive, positions)
     memory = whole_number("memory, in bytes,", memory, 1)
     seed = whole_number(option("seed"), seed, 0, 2**32 - 1)
     network = Network(model)
@@ -137,6 +141,7 @@ def refit(
         method=method,
         ridge=ridge,
         toward=toward,
+        positive=positive,
         positions=positions,
         weights=weights,
         seed=seed,
@@ -159,7 +164,9 @@ def fitted(subject: Subject, circuit: Circuit, fit: "Refit | Learn | None") -> C
     return replace(bare, gain=LayerTable(gain), offset=LayerTable(offset), provenance=about)
 
 
-def check_fit(ridge: float, toward: float, positions: int | None) -> tuple[float, float, int | None]:
+def check_fit(
+    ridge: float, toward: float, positive: bool, positions: int | None
+) -> tuple[float, float, bool, int | None]:
     """Return the options of a fit if they are valid.
 
     Raises:
@@ -169,7 +176,10 @@ def check_fit(ridge: float, toward: float, positions: int | None) -> tuple[float
         raise ConvCircuitsError(f"ridge must be a finite number from 0; got {ridge!r}.")
     if isinstance(toward, bool) or toward not in (0, 1):
         raise ConvCircuitsError(f"toward must be 1 or 0, a gain; got {toward!r}.")
-    return float(ridge), float(toward), None if positions is None else whole_number("positions", positions, 1)
+    if not isinstance(positive, bool):
+        raise ConvCircuitsError(f"positive must be True or False; got {positive!r}.")
+    positions = None if positions is None else whole_number("positions", positions, 1)
+    return float(ridge), float(toward), positive, positions
 
 
 def order_of(batches: Batches) -> str:
@@ -210,6 +220,7 @@ class Refit:
 
     Attributes:
         target: The model whose layers circuits are fitted to.
+        positive: Whether gains are 0 or more.
         cost: Number of images that have run forward, in whole or in part, in the full model and in circuits.
         notes: Sentences on the last circuit; a refit has none.
     """
@@ -223,6 +234,7 @@ class Refit:
         method: Method = "kernels",
         ridge: float = RIDGE,
         toward: float = 1.0,
+        positive: bool = True,
         positions: int | None = POSITIONS,
         weights: Sequence[float] | Tensor | None = None,
         seed: int = 0,
@@ -231,7 +243,7 @@ class Refit:
     ) -> None:
         self._subject, self._batches, self._method = subject, batches, method
         self.target = target or subject
-        self._ridge, self._toward = ridge, toward
+        self._ridge, self._toward, self.positive = ridge, toward, positive
         self._positions, self._seed, self._memory, self._progress = positions, seed, memory, progress
         self._images = sum(len(batch) for batch in batches)
         self._weights = None if weights is None else _weights(weights, self._images)
@@ -245,6 +257,7 @@ class Refit:
             "method": self._method,
             "ridge": self._ridge,
             "toward": self._toward,
+            "positive": self.positive,
             "positions": self._positions,
             "seed": self._seed,
             "images": self._batches.describe(),
@@ -293,7 +306,9 @@ class Refit:
                         done += images
                         if images and self._progress is not None:
                             self._progress(done, total)
-                    gains[filters], offsets[filters] = equations.solve(self._ridge, self._toward)
+                    gains[filters], offsets[filters] = equations.solve(
+                        self._ridge, self._toward, positive=self.positive
+                    )
                 if parts[layer]:
                     dtype = network.dtype if network.dtype == torch.float64 else torch.float32
                     gain[layer], offset[layer] = gains.to(dtype), offsets.to(dtype)

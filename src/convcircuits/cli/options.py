@@ -39,7 +39,7 @@ TuningMeasure = Literal[
     "square_selectivity",
     "grating_selectivity",
 ]
-_DESCENT = "start=null, ratio=0.71, draws=1, scored=64, ridge=0.01, toward=0.0, positions=10000"
+_DESCENT = "start=null, ratio=0.71, draws=1, scored=64, ridge=0.01, toward=0.0, positive=true, positions=10000"
 CRITERION_OPTIONS = {
     "gauss_newton": "draws=4, centered=false, normalizer=published|sum|layer_l2",
     "actgrad": "collapse=abs|sum|square, normalizer=published|sum|layer_l2, signed=false",

@@ -100,7 +100,9 @@ def _again(value: "cc.Circuit | cc.Scores", file: Path) -> str:
         return found
     if fitted.get("images") != said.get("images"):
         return "(refitted on other images than it was found on; no single command recreates it)"
-    how = {k: fitted[k] for k in ("method", "ridge", "toward", "positions", "weights", "seed") if k in fitted}
+    how = {
+        k: fitted[k] for k in ("method", "ridge", "toward", "positive", "positions", "weights", "seed") if k in fitted
+    }
     return f"cc.refit(model, {found}, images, {_arguments(how)})"
 
 

@@ -66,7 +66,7 @@ def found_again(
 def _refit(circuit: Circuit) -> dict[str, Any]:
     """Return how a circuit was refitted, after the descent that found it if there was one."""
     about = circuit.provenance.get("calibration", {}) if circuit.calibrated else {}
-    return {key: about.get(key) for key in ("method", "ridge", "toward", "positions")}
+    return {key: about.get(key) for key in ("method", "ridge", "toward", "positive", "positions")}
 
 
 def _way(circuits: Sequence[Circuit]) -> dict[str, Any]:

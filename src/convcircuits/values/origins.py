@@ -131,6 +131,7 @@ _FITTED: Mapping[str, Callable[[Any], bool]] = {
     "method": lambda value: value in ("kernels", "filters", "mean", "none"),
     "ridge": _is_number,
     "toward": lambda value: type(value) in (int, float) and value in (0, 1),
+    "positive": lambda value: type(value) is bool,
     "positions": lambda value: value is None or is_whole(value, 1, 1 << 50),
     "seed": whole(0, (1 << 32) - 1),
     "images": lambda value: _is_record(value, _IMAGES),
