@@ -86,7 +86,7 @@ _UNPOLISHED = (
     "*Unpolished*: older records of circuits without the iterations of L-BFGS with which `learned` ends now.\n"
 )
 
-_ANY_SIGN = "*Any sign*: older records of circuits in which gains could be below 0.\n"
+_ANY_SIGN = "*Any sign*: older records of trained circuits, in which gains could be below 0.\n"
 
 Unit = tuple[str, str, int]
 """Network, layer, unit."""
@@ -296,7 +296,7 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
         stale = record["run"] == "learned" and "starts" not in treated.get("trained", {})
         made = (report["provenance"].get("circuit") or {}).get("calibration", {})
         unpolished = record["run"] == "learned" and not made.get("trained", {}).get("polish")
-        any_sign = not made.get("positive")
+        any_sign = record["run"] == "learned" and not made.get("positive")
         remarks |= {_STALE} if stale else set()
         remarks |= {_UNPOLISHED} if unpolished else set()
         remarks |= {_ANY_SIGN} if any_sign else set()

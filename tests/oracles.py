@@ -1034,7 +1034,7 @@ def design(full, circuit, o, at=slice(None)):
     return torch.cat(targets).numpy(), torch.cat(maps).numpy(), torch.cat(rests).numpy()
 
 
-def least_squares(y, z, ridge, spread, weights=None, positive=True):
+def least_squares(y, z, ridge, spread, weights=None, positive=False):
     """(a, b) that minimise sum_p w_p (y - z a - b)_p^2 + ridge sum_i (G_ii + spread / 100) (a_i - 1)^2.
 
     a_i = 1 where z_i does not vary, and all are 0 or more if `positive`.
@@ -1067,7 +1067,7 @@ def refit(
     *,
     method,
     ridge,
-    positive=True,
+    positive=False,
     blocks=None,
     call=None,
     positions=None,

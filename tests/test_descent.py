@@ -205,8 +205,8 @@ def test_a_descent_ends_with_the_first_circuit_that_is_not_enough():
     assert len(path[-1]) <= 12 < len(path[-2])
     assert len(path) < len(whole)
     with pytest.raises(cc.ConvCircuitsError, match="No complete path"):
-        descent("plain", kernels=1, positive=False)
-    last = descent("plain", kernels=1, positive=False, enough=lambda circuit: True)[3][-1]
+        descent("plain", kernels=1)
+    last = descent("plain", kernels=1, enough=lambda circuit: True)[3][-1]
     assert len(last) <= 4
 
 
@@ -329,7 +329,8 @@ def test_training_lowers_the_error_on_its_images(name, layer, unit):
     }  # one circuit, so that both have the same kernels
     refitted = cc.find(model, feature, images, criterion="learned", steps=0, final=0, **options)
     trained = cc.find(model, feature, images, criterion="learned", final=100, rate=0.003, batch=16, **options)
-    assert refitted == cc.find(model, feature, images, criterion="progressive", density=0.4, start=0.4)
+    closed = cc.find(model, feature, images, criterion="progressive", positive=True, density=0.4, start=0.4)
+    assert refitted == closed
     assert trained.elements == refitted.elements
     before, after = (cc.evaluate(model, circuit, images).r2 for circuit in (refitted, trained))
     assert after > before or before > 0.999
@@ -435,7 +436,7 @@ def test_a_circuit_that_is_good_enough_is_not_trained():
     model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(16)
     options = {"density": 0.4, "start": 0.4}
     found = cc.find(model, feature, images, criterion="learned", tolerance=1.0, **options)
-    assert found == cc.find(model, feature, images, criterion="progressive", **options)
+    assert found == cc.find(model, feature, images, criterion="progressive", positive=True, **options)
     assert "trained" not in found.provenance["cost"]
 
 

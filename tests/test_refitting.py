@@ -270,7 +270,7 @@ def test_without_ridge_and_with_few_positions_the_gains_stay_as_close_to_one_as_
     close(cc.activations(model, circuit.feature, case.images(1), circuit=one), full)
     # Three images, four kernels: the smallest change, each kernel's measured by the spread of its map.
     images = case.images(3)
-    three = cc.refit(model, circuit, images, ridge=0, positive=False)
+    three = cc.refit(model, circuit, images, ridge=0)
     calls = oracles.kernel_calls(
         model,
         dict(circuit.elements),
@@ -812,7 +812,7 @@ def test_the_circuit_says_how_it_was_fitted():
     refitted = cc.refit(model, circuit, case.images(5), ridge=0.5, positions=40, seed=3)
     about = refitted.provenance["calibration"]
     assert about.pop("images")["count"] == 5
-    assert about == {"method": "kernels", "ridge": 0.5, "toward": 1.0, "positive": True, "positions": 40, "seed": 3}
+    assert about == {"method": "kernels", "ridge": 0.5, "toward": 1.0, "positive": False, "positions": 40, "seed": 3}
     own = {k: v for k, v in refitted.provenance.items() if k != "calibration"}
     assert own == circuit.provenance | {"cost": {"forward": circuit.provenance["cost"]["forward"] + 2 * 5}}
     assert refitted.elements == circuit.elements

@@ -63,7 +63,7 @@ def best_constants(
     """
     known = circuit.provenance.get("calibration", {})
     pull = {
-        name: known.get(name, default) for name, default in (("ridge", RIDGE), ("toward", 1.0), ("positive", not known))
+        name: known.get(name, default) for name, default in (("ridge", RIDGE), ("toward", 1.0), ("positive", False))
     }
     found: dict[str, Circuit] = {}
     methods: tuple[Method, ...] = ("none", "mean", "filters", "kernels")  # the fewest constants first

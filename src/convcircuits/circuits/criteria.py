@@ -280,7 +280,7 @@ def progressive(
     scored: int = 64,
     ridge: float = RIDGE,
     toward: float = 0.0,
-    positive: bool = True,
+    positive: bool = False,
     positions: int | None = POSITIONS,
 ) -> Iterator[Level]:
     """Descend: refit the kernels that are left after every cut, and score them in the refitted circuit.
@@ -300,7 +300,7 @@ def progressive(
         ridge: As for ``refit``.
         toward: As for ``refit``. Toward 0, kernels that cancel each other are found out.
         positive: As for ``refit``. Kernels of gain 0 are cut next; those of the last circuit, if it is one that can be
-            drawn, are dropped.
+            drawn, are dropped. Without training, small circuits are better with gains of any sign.
         positions: As for ``refit``.
     """
     fit = _refit(trace, ridge, toward, positive, positions)

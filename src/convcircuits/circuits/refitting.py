@@ -68,7 +68,7 @@ def refit(
     method: Method = "kernels",
     ridge: float = RIDGE,
     toward: float = 1.0,
-    positive: bool = True,
+    positive: bool = False,
     positions: int | None = POSITIONS,
     weights: Sequence[float] | Tensor | None = None,
     batch_size: int = 16,
@@ -92,8 +92,8 @@ def refit(
             fit no gains take no notice of it.
         toward: The gain toward which they are pulled, 1 or 0. Toward 0, kernels of a filter that cancel each other
             fade; toward 1 they stay. Methods that fit no gains take no notice of it.
-        positive: Whether gains are 0 or more, so that no kernel does the opposite of what it does in the model. A wrong
-            graph is harder to fit so, and a right one hardly. Methods that fit no gains take no notice of it.
+        positive: Whether gains are 0 or more, so that no kernel does the opposite of what it does in the model. Methods
+            that fit no gains take no notice of it.
         positions: Number of positions over all images on which a layer is fitted, the same in every image, drawn at
             random; at least one an image. None for all.
         weights: A number from 0 for each image, in their order, that its squared error is multiplied by; only their
@@ -234,7 +234,7 @@ class Refit:
         method: Method = "kernels",
         ridge: float = RIDGE,
         toward: float = 1.0,
-        positive: bool = True,
+        positive: bool = False,
         positions: int | None = POSITIONS,
         weights: Sequence[float] | Tensor | None = None,
         seed: int = 0,

@@ -39,14 +39,15 @@ TuningMeasure = Literal[
     "square_selectivity",
     "grating_selectivity",
 ]
-_DESCENT = "start=null, ratio=0.71, draws=1, scored=64, ridge=0.01, toward=0.0, positive=true, positions=10000"
+_DESCENT = "start=null, ratio=0.71, draws=1, scored=64, ridge=0.01, toward=0.0, positive={}, positions=10000"
 CRITERION_OPTIONS = {
     "gauss_newton": "draws=4, centered=false, normalizer=published|sum|layer_l2",
     "actgrad": "collapse=abs|sum|square, normalizer=published|sum|layer_l2, signed=false",
     "snip": "collapse=abs|sum|square, normalizer=published|sum|layer_l2, signed=false",
     "force": "steps=10, collapse=abs|sum|square, normalizer=published|sum|layer_l2",
-    "progressive": _DESCENT,
-    "learned": f"{_DESCENT}, steps=60, final=960, rate=0.02, batch=8, rectified=0.5, tolerance=0.03, polish=200",
+    "progressive": _DESCENT.format("false"),
+    "learned": _DESCENT.format("true")
+    + ", steps=60, final=960, rate=0.02, batch=8, rectified=0.5, tolerance=0.03, polish=200",
     "magnitude": "normalizer=published|sum|layer_l2",
     "random": "",
     "layer_random": "like=CIRCUIT.safetensors (required)",
