@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import itertools
 import json
 import math
@@ -17,7 +18,9 @@ import torch
 
 import convcircuits as cc
 from cases import LAST, calibration, close
+from convcircuits.circuits import descent as descending
 from convcircuits.circuits import learning
+from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.descent import _working
 from convcircuits.circuits.learning import Learn, Training
 from convcircuits.circuits.refitting import Refit
@@ -163,20 +166,40 @@ def test_what_can_be_drawn_has_no_kernel_that_does_nothing(name, layer, unit):
     subject = Subject.open(Network(model), feature, tuple(images.shape[1:]))
     circuit = cc.find(model, feature, images, criterion="snip", density=0.7, effective=True)
     masks = subject.masks(circuit, subject.survey.input_shape, effective=True)
-    generator = torch.Generator().manual_seed(0)
-    gain = {a: (torch.rand(mask.shape, generator=generator) > 0.5).double() * 2 for a, mask in masks.kernels.items()}
-    offset = {a: torch.rand(len(mask), generator=generator).double() for a, mask in masks.kernels.items()}
-    kept, left_gain, left_offset = _working(masks.kernels, gain, offset, subject.survey.inside)
-    before = subject.maps(images, dataclasses.replace(masks, gain=gain, offset=offset))
-    after = subject.maps(images, dataclasses.replace(masks, kernels=kept, gain=left_gain, offset=left_offset))
-    close(after, before)
     dropped = 0
-    for a, mask in kept.items():
-        assert not (mask & ~masks.kernels[a]).any()
-        idle = mask & (gain[a] == 0)
-        assert not (idle.any(1) & (mask & ~idle).any(1)).any()
-        dropped += int((masks.kernels[a] & ~mask).sum())
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        gain = {
+            a: (torch.rand(mask.shape, generator=generator) > 0.5).double() * 2 for a, mask in masks.kernels.items()
+        }
+        offset = {a: torch.rand(len(mask), generator=generator).double() for a, mask in masks.kernels.items()}
+        kept, left_gain, left_offset = _working(masks.kernels, gain, offset, subject.survey)
+        before = subject.maps(images, dataclasses.replace(masks, gain=gain, offset=offset))
+        after = subject.maps(images, dataclasses.replace(masks, kernels=kept, gain=left_gain, offset=left_offset))
+        close(after, before)
+        for a, mask in kept.items():
+            assert not (mask & ~masks.kernels[a]).any()
+            idle = mask & (gain[a] == 0)
+            assert a in TWICE or not (idle.any(1) & (mask & ~idle).any(1)).any()
+            dropped += int((masks.kernels[a] & ~mask).sum())
     assert dropped > 0
+
+
+@pytest.mark.parametrize("name", ["residual", "se_conv", "inception", "mobile"])
+def test_a_descent_to_what_can_be_drawn_drops_kernels_that_do_nothing(name, monkeypatch):
+    options = {"criterion": "learned", "filters": 3, "fan_in": 4, "steps": 20, "final": 40, "rate": 0.2, "polish": 0}
+    small = descent(name, tolerance=0.0, **options)[-1][-1]
+    assert small.provenance["schedule"]["sizes"][-1] == small.provenance["elements"] == len(small)
+    for layer, mask in small.elements.items():
+        idle = mask & (small.gain[layer] == 0) if layer in small.gain else mask & False
+        assert not (idle.any(1) & (mask & ~idle).any(1)).any()
+    monkeypatch.setattr(descending, "_working", lambda *parts: parts[:3])
+    whole = descent(name, tolerance=0.0, **options)[-1][-1]
+    assert len(whole) >= len(small)
+    case = NETS[name]
+    given = (case.build(), cc.Feature(*case.features[-1]), case.images(6))
+    maps = [cc.activations(*given, circuit=one) for one in (small, whole)]
+    close(*maps)
 
 
 @pytest.mark.parametrize("start", [0.2, 0.8, 1.0])
@@ -209,6 +232,9 @@ def test_a_descent_ends_with_the_first_circuit_that_is_not_enough():
     last = descent("plain", kernels=1, enough=lambda circuit: True)[3][-1]
     assert len(last) <= 4
 
+
+TWICE = ("shared",)
+"""Layers of the nets that run several times."""
 
 VARIANTS = {"plain": {}, "batchnorm": {"batchnorm": True}, "residual": {"residual": True}, "grouped": {"groups": 2}}
 
@@ -600,8 +626,12 @@ def test_a_circuit_and_its_report_say_seed_schedule_cost_and_gap(criterion):
         model, feature, images, criterion=criterion, density=0.3, start=0.6, seed=3, ratio=0.6, **options
     )
     sizes, cost = [len(one) for one in path], path[-1].provenance["cost"]
-    schedule = {"start": 0.6, "ratio": 0.6, "draws": 1, "scored": 64, "sizes": sizes}
-    assert path[-1].provenance["schedule"] == schedule
+    schedule = dict(path[-1].provenance["schedule"])
+    assert schedule.pop("sizes") == sizes
+    function = CRITERIA[criterion]
+    defaults = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    assert schedule == defaults | path[-1].provenance["options"]
+    assert (schedule["start"], schedule["ratio"], schedule["draws"], schedule["scored"]) == (0.6, 0.6, 1, 64)
     report = cc.evaluate(model, path[-1], case.images(12, seed=1), fit=images)
     line = (
         f"found by {criterion}, seed 3, in {len(path)} cuts, the first to {sizes[0]:,} kernels (start 0.6, ratio 0.6); "
@@ -779,6 +809,10 @@ def test_a_checkpoint_of_another_question_is_refused(tmp_path):
     earlier = dataclasses.replace(found, provenance={**found.provenance, "versions": {"convcircuits": "0.0.1"}})
     cc.save((earlier,), file)
     with pytest.raises(cc.ConvCircuitsError, match="is of another run, with versions"):
+        cc.find(net(), feature, images, checkpoint=file, **options)
+    other_defaults = dict(found.provenance["schedule"]) | {"ridge": 0.02}  # of a version that had them
+    cc.save((dataclasses.replace(found, provenance={**found.provenance, "schedule": other_defaults}),), file)
+    with pytest.raises(cc.ConvCircuitsError, match="is of another run, with schedule"):
         cc.find(net(), feature, images, checkpoint=file, **options)
     file.write_bytes(before[:-9])
     with pytest.raises(cc.ConvCircuitsError, match="is not a complete"):

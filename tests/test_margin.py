@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 import convcircuits as cc
+from convcircuits.circuits.asking import options_again
 from convcircuits.circuits.controls import random_like, redrawn, refound, relabelled_like
+from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.network.batches import Batches
 from convcircuits.network.masking import Subject
+from convcircuits.subfeatures.again import found_again
 from convcircuits.values.controls import CHECKS, RIVALS, judged
 from convcircuits.values.tables import LayerTable
 from convcircuits.zoo.planted import plant, planted_images
@@ -134,6 +137,28 @@ def test_the_descent_repeated_in_the_model_itself_finds_the_circuit(criterion, s
         assert refound(subject, again, batches, subject) == again
     bare = replace(circuit, gain=LayerTable(), offset=LayerTable())
     assert refound(subject, bare, batches, subject) == bare
+
+
+@pytest.mark.parametrize("criterion", ["progressive", "learned"])
+def test_a_descent_is_repeated_with_the_defaults_of_its_time(criterion):
+    """A file says them, but for `positive` if it is from before that option, when gains had any sign."""
+    made, images, _, _ = planted()
+    options = {"steps": 3, "final": 9} if criterion == "learned" else {}
+    of_its_time = {"positive": False, "ridge": 0.5}
+    given = {"criterion": criterion, "start": 0.5, "kernels": 25, **options}
+    circuit = cc.find(made.model, made.feature, images, **given, **of_its_time)
+    said = {**circuit.provenance, "options": {"start": 0.5, **options}}
+    for name in ("schedule", "calibration"):
+        said[name] = {key: value for key, value in said[name].items() if key != "positive"}
+    old = replace(circuit, provenance=said)
+    again = {"start": 0.5, "ridge": 0.5, **options} | ({"positive": False} if criterion == "learned" else {})
+    assert options_again(CRITERIA[criterion], old.provenance) == again
+    subject = Subject.open(made.model, made.feature, (3, 32, 32))
+    batches = Batches(images, device=torch.device("cpu"), dtype=torch.float32, batch_size=16)
+    assert refound(subject, old, batches, subject) == circuit
+    assert found_again(made.model, [old], images, batch_size=16, progress=None, called="it") == circuit
+    other = redrawn(subject, whole=True)
+    assert refound(subject, old, batches, other) == refound(subject, circuit, batches, other)
 
 
 def test_a_descent_among_shuffled_kernels_does_not_find_a_planted_circuit():

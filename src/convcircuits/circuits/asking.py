@@ -167,16 +167,35 @@ def as_json(value: Any) -> Any:
 
 
 def schedule_of(function: Criterion, options: Mapping[str, Any], start: float) -> dict[str, Any]:
-    """Return how a criterion comes from one size to the next, with the defaults that apply, as JSON values.
+    """Return all options of a descent, with the defaults that apply, as JSON values.
 
     Args:
         function: A criterion that descends.
         options: The options that were given.
         start: The default share of its first circuit.
     """
-    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
-    found = {name: as_json(options.get(name, defaults[name])) for name in ("start", "ratio", "draws", "scored")}
+    found = {name: as_json(options.get(name, default)) for name, default in _defaults(function).items()}
     return found | {"start": start if found["start"] is None else found["start"]}
+
+
+def options_again(function: Criterion, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that find a circuit again: those that were given, and those that had other defaults then.
+
+    Args:
+        function: The criterion that found it.
+        provenance: How the circuit was found.
+    """
+    defaults, given = _defaults(function), dict(provenance.get("options", {}))
+    if "schedule" not in provenance or "positive" not in defaults:
+        return given
+    then = {"positive": False, **provenance["schedule"]}  # which older files do not say
+    changed = {name: then[name] for name in defaults.keys() & then.keys() if then[name] != as_json(defaults[name])}
+    return {name: value for name, value in changed.items() if name != "start"} | given
+
+
+def _defaults(function: Criterion) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def asked_for(size: Size, density: float | None) -> dict[str, Any]:

@@ -21,7 +21,8 @@ def resumed(path: Path, trace: Trace, sizes: Sequence[Size], run: Mapping[str, A
         path: The file.
         trace: The feature's images.
         sizes: The sizes that circuits have; the last is the size to reach.
-        run: Other entries of a circuit's provenance that must be the same: its criterion, options and architecture.
+        run: Other entries of a circuit's provenance that must be the same: its criterion, options, schedule
+            (without the sizes reached) and architecture.
 
     Raises:
         ConvCircuitsError: If the file cannot be written, holds something else, or is of another run.
@@ -37,7 +38,7 @@ def resumed(path: Path, trace: Trace, sizes: Sequence[Size], run: Mapping[str, A
         "feature": about["feature"],
         "seed": trace.seed,
         "images": trace.batches.describe(),
-        "versions": about["versions"],  # another one may have other defaults, or round in another way
+        "versions": about["versions"],  # another one may round in another way
         **run,
     }
     done = load(path)
@@ -47,6 +48,8 @@ def resumed(path: Path, trace: Trace, sizes: Sequence[Size], run: Mapping[str, A
     for number, circuit in enumerate(done):
         for name, value in {**wanted, "path": {"asked": asked, "number": number}}.items():
             found = circuit.provenance.get(name)
+            if name == "schedule" and isinstance(found, Mapping):
+                found = {key: one for key, one in found.items() if key != "sizes"}
             if found != value:
                 raise ConvCircuitsError(
                     f"The checkpoint {path} is of another run, with {name} {found!r:.100}, not {value!r:.100}. Give "

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from convcircuits.circuits.asking import is_descent
+from convcircuits.circuits.asking import is_descent, options_again
 from convcircuits.circuits.budgets import Drawable, Effective
 from convcircuits.circuits.criteria import CRITERIA, Criterion, drawn_like
 from convcircuits.circuits.learning import Learn, Training
@@ -130,9 +130,7 @@ def refound(
     """
     said, descent = circuit.provenance, descent_of(circuit)
     assert descent is not None
-    asked, options = said["asked"], said["options"] | {"start": said["schedule"]["start"]}
-    if "positive" not in said.get("calibration", {"positive": True}):  # a file from before there was this option
-        options = {"positive": False} | options
+    asked, options = said["asked"], options_again(descent, said) | {"start": said["schedule"]["start"]}
     trace = Trace(
         model,
         batches,
@@ -159,7 +157,8 @@ def refound(
 def _asked_of(calibration: Mapping[str, Any]) -> dict[str, Any]:
     """Return how constants were asked to be fitted, on whatever images."""
     trained = {key: value for key, value in calibration.get("trained", {}).items() if key not in ("images", "starts")}
-    return {key: value for key, value in calibration.items() if key != "images"} | {"trained": trained}
+    asked = {key: value for key, value in calibration.items() if key != "images"}
+    return {"positive": False} | asked | {"trained": trained}
 
 
 def fit_of(

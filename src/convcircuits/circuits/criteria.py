@@ -299,8 +299,9 @@ def progressive(
         scored: Number of images that later cuts are scored on.
         ridge: As for ``refit``.
         toward: As for ``refit``. Toward 0, kernels that cancel each other are found out.
-        positive: As for ``refit``. Kernels of gain 0 are cut next; those of the last circuit, if it is one that can be
-            drawn, are dropped. Without training, small circuits are better with gains of any sign.
+        positive: As for ``refit``. Kernels of gain 0 are cut next. They are dropped from the last circuit if its size
+            is given by filters and kernels a filter, except where a filter has no others. Without training, small
+            circuits are better with gains of any sign.
         positions: As for ``refit``.
     """
     fit = _refit(trace, ridge, toward, positive, positions)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convcircuits.circuits.budgets import Drawable, Effective, Inside, Kernels, Size
+from convcircuits.circuits.budgets import Drawable, Effective, Kernels, Size
 from convcircuits.circuits.learning import Learn
 from convcircuits.circuits.ranking import in_order
 from convcircuits.circuits.refitting import Refit
@@ -23,6 +23,7 @@ from convcircuits.circuits.tracing import Trace
 from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.network.batches import begin
 from convcircuits.network.masking import Masks
+from convcircuits.network.reach import Survey
 
 Score = Callable[[Trace], Mapping[str, Tensor]]
 
@@ -136,21 +137,27 @@ def descend(
         if stage != last or not is_model:  # if the model itself is asked for, a ridge would only move it
             gain, offset = fit(bare, before=masks, last=stage == last) if isinstance(fit, Learn) else fit(bare)
         if stage == last and isinstance(last, Drawable):
-            kernels, gain, offset = _working(kernels, gain, offset, trace.subject.survey.inside)
+            kernels, gain, offset = _working(kernels, gain, offset, trace.subject.survey)
         cost = dict(spent + trace.cost + fit.cost)
         level = Level(stage, kernels, saliency, gain, offset, fit.about(), cost, tuple(fit.notes))
         yield level
 
 
-def _working(kernels: Kernels, gain: Kernels, offset: Kernels, inside: Inside) -> tuple[dict[str, Tensor], ...]:
+def _working(
+    kernels: Kernels, gain: Kernels, offset: Kernels, survey: Survey
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Return a circuit without kernels of gain 0, which do nothing: its kernels, gains and offsets.
 
-    A filter that has no others keeps them: its offset may matter.
+    A filter that has no others keeps them, since its offset may matter. So does a layer that runs several times: a
+    kernel may be the only one of its filter that is live in a call.
     """
-    working = {layer: mask & (gain[layer] != 0) if layer in gain else mask for layer, mask in kernels.items()}
-    left = inside(
-        {layer: torch.where(mask.any(1, keepdim=True), mask, kernels[layer]) for layer, mask in working.items()}
-    )
+    calls = Counter(node.call.layer for node in survey.paths.graph.nodes if node.call is not None)
+    left = dict(kernels)
+    for layer, table in gain.items():
+        if calls[layer] == 1:
+            working = kernels[layer] & (table != 0)
+            left[layer] = torch.where(working.any(1, keepdim=True), working, kernels[layer])
+    left = survey.inside(left)
     return (
         left,
         {layer: torch.where(left[layer], table, 1) for layer, table in gain.items() if left[layer].any()},

@@ -148,7 +148,7 @@ class Equations:
         return maps
 
     def solve(self, ridge: float, toward: float, *, positive: bool) -> tuple[Float[Tensor, "o i"], Float[Tensor, "o"]]:
-        """Return the gains, all from 0 up if they shall be ``positive``, and the offsets of the filters.
+        """Return the gains, none below 0 if ``positive``, and the offsets of the filters.
 
         Raises:
             ConvCircuitsError: If what is computed is not finite.

@@ -354,13 +354,14 @@ def find_path(
     counts = sorted({budget(relevant, *size, granularity) for size in wanted}, reverse=True)
     sizes: list[Size] = [shape] if shape else [Effective(count) for count in counts]
     asked, code = [dataclasses.asdict(size) for size in sizes], architecture_hash(model)
+    schedule = schedule_of(function, options, first_share(trace, sizes))
     run = {
         "architecture": code,
         "criterion": name_of(criterion),
         "options": {key: as_json(value) for key, value in options.items()},
         "inside": None if circuit is None else dict(circuit.provenance),
+        "schedule": schedule,
     }
-    schedule = schedule_of(function, options, first_share(trace, sizes))
     done = [] if checkpoint is None else resumed(Path(checkpoint), trace, sizes, run)
     if done:
         begin(progress, f"going on from {len(done[-1][0]):,} kernels")

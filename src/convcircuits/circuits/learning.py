@@ -216,7 +216,7 @@ class Learn:
             led_anywhere = self._descend([gains, shifts], maps, steps, rate)
             error, trained = self._error(maps), [values.detach().cpu() for values in constants(gains)]
             if polish and led_anywhere:
-                if positive:  # as their squares are
+                if positive:  # squares of what is moved stay so; a gain of 0 has slope 0 and stays 0
                     roots = gains.detach().sqrt().requires_grad_()
                     self._polish([roots, shifts], maps_of_roots, polish)
                     gains = roots.detach().square()

@@ -1,4 +1,4 @@
-"""Least squares of many filters at once, with a pull of their gains, which may have to be 0 or more.
+"""Least squares of many filters at once, with a pull of their gains, which are non-negative if asked.
 
 Each filter o minimizes, over the changes c of its kernels' gains from 1,
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 _PATIENCE = 3  # exchanges of whole blocks that may fail to lower the number of wrong signs
 _EXCHANGES = 100  # from then on nothing is let go again, so that the search ends also where maps depend on each other
-_ROUNDING = 1e-9  # of the square root of what a filter misses: slopes below it have no sign
+_ROUNDING = 1e-12  # slopes below it have no sign
 
 
 class LeastSquares(ABC):
@@ -54,7 +54,7 @@ class LeastSquares(ABC):
         found, gone = self.solve(free), torch.zeros_like(free)
         wrong = free & (found < -1)
         fewest, patience = wrong.sum(1), torch.full((len(free),), _PATIENCE)
-        for exchange in range(_EXCHANGES + free.shape[1]):
+        for exchange in range(_EXCHANGES + free.shape[1] + 1):
             rows = wrong.any(1).nonzero()[:, 0]
             if not len(rows):
                 break
@@ -70,9 +70,10 @@ class LeastSquares(ABC):
         return found
 
     def _slopes(self, rows: Tensor, changes: Float[Tensor, "o width"]) -> Float[Tensor, "o width"]:
-        """Return how much higher gains would lower the error, relative to what a filter misses and a kernel adds."""
+        """Return how much higher gains would lower the error, relative to all maps of a filter and a kernel's own."""
         pulled = self._pull[rows] * (self._toward - 1 - changes)
-        scale = (self._spread[rows, :1] * self._spread[rows, 1:]).sqrt()
+        size = self._spread[rows].sqrt()
+        scale = size.sum(1, keepdim=True) * size[:, 1:]
         return torch.where(scale > 0, (self._correlations(rows, changes) + pulled) / scale, 0)
 
 

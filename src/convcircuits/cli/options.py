@@ -249,8 +249,8 @@ DescentsOption = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Repeat the descent that found the circuit in so many copies of the model whose kernels are shuffled: the "
-        "strictest control, each of which takes as long as finding the circuit.",
+        help="Repeat the descent that found the circuit in this many copies of the model with shuffled kernels: the "
+        "strictest control. Each takes at least as long as finding the circuit.",
     ),
 ]
 RequireOption = Annotated[

@@ -58,6 +58,8 @@ def show(
 
 
 def _again(value: "cc.Circuit | cc.Scores", file: Path) -> str:
+    from convcircuits.circuits.asking import options_again
+    from convcircuits.circuits.criteria import CRITERIA
     from convcircuits.recipes import recipe_of
 
     said, recipe = value.provenance, recipe_of(value)
@@ -73,6 +75,8 @@ def _again(value: "cc.Circuit | cc.Scores", file: Path) -> str:
     given = said.get("options", {})
     if "inside" in said or not all(isinstance(v, (str, int, float, bool)) for v in given.values()):
         return "(found with the help of another circuit; no single command recreates it)"
+    if said["criterion"] in CRITERIA:
+        given = options_again(CRITERIA[said["criterion"]], said)
     options = f", {_arguments(given)}" if given else ""
     feature = value.feature
     where = "" if feature.position == "all" else f", position={feature.position!r}"

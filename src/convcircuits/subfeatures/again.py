@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from convcircuits.circuits.asking import is_descent
+from convcircuits.circuits.asking import is_descent, options_again
 from convcircuits.circuits.controls import treated_alike
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.finding import find, find_path
@@ -41,9 +41,10 @@ def found_again(
     about = _way(circuits)
     begin(progress, f"finding {called}")
     criterion, feature = CRITERIA[about["criterion"]], circuits[0].feature
-    chosen: dict[str, Any] = {"criterion": about["criterion"], "seed": about["seed"], **about["options"]}
+    chosen: dict[str, Any] = {"criterion": about["criterion"], "seed": about["seed"]}
     chosen |= {"batch_size": batch_size, "granularity": circuits[0].granularity, "progress": progress}
     *_, last = circuits
+    chosen |= options_again(criterion, last.provenance)
     asked = last.provenance["asked"]
     if is_descent(criterion) and "kernels" not in asked:
         found = find(model, feature, images, filters=asked["filters"], fan_in=asked["fan_in"], **chosen)
@@ -66,7 +67,8 @@ def found_again(
 def _refit(circuit: Circuit) -> dict[str, Any]:
     """Return how a circuit was refitted, after the descent that found it if there was one."""
     about = circuit.provenance.get("calibration", {}) if circuit.calibrated else {}
-    return {key: about.get(key) for key in ("method", "ridge", "toward", "positive", "positions")}
+    how = {key: about.get(key) for key in ("method", "ridge", "toward", "positions")}
+    return how | {"positive": about.get("positive", False)}
 
 
 def _way(circuits: Sequence[Circuit]) -> dict[str, Any]:

@@ -108,6 +108,10 @@ def _is_number(value: Any, low: float = 0.0, high: float = math.inf) -> bool:
     return type(value) in (int, float) and low <= value <= high and math.isfinite(value)
 
 
+def _is_option(value: Any) -> bool:
+    return value is None or type(value) is bool or _is_number(value)
+
+
 def _plain(schedule: Mapping[str, Any]) -> list[Any]:
     return [value for key, value in schedule.items() if key != "sizes"]
 
@@ -165,8 +169,8 @@ _KNOWN: dict[str, Kind] = {
         lambda v: _is_record(v, {"asked": _are_sizes, "number": whole(0, 1000)}),
     ),
     "schedule": (
-        "the sizes of a descent and how it came to them",
-        lambda v: isinstance(v, dict) and is_list_of(v.get("sizes"), is_whole) and all(map(_is_number, _plain(v))),
+        "the sizes of a descent and its options",
+        lambda v: isinstance(v, dict) and is_list_of(v.get("sizes"), is_whole) and all(map(_is_option, _plain(v))),
     ),
     "cost": ("numbers of images", lambda v: isinstance(v, dict) and all(is_whole(one, 0) for one in v.values())),
     "images": ("a count and a hash", lambda v: _is_record(v, _IMAGES)),
