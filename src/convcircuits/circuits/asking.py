@@ -189,8 +189,8 @@ def options_again(function: Criterion, provenance: Mapping[str, Any]) -> dict[st
     if "schedule" not in provenance or "positive" not in defaults:
         return given
     then = {"positive": False, **provenance["schedule"]}  # which older files do not say
-    changed = {name: then[name] for name in defaults.keys() & then.keys() if then[name] != as_json(defaults[name])}
-    return {name: value for name, value in changed.items() if name != "start"} | given
+    known = {name: value for name, value in then.items() if name in defaults and name != "start"}
+    return {name: value for name, value in known.items() if value != as_json(defaults[name])} | given
 
 
 def _defaults(function: Criterion) -> dict[str, Any]:
