@@ -1154,6 +1154,18 @@ def test_controls_says_which_option_adds_the_strictest_one(folder, good):
     assert "the strictest control (--descents 1)." in text
 
 
+def test_show_names_options_that_had_other_defaults_when_the_circuit_was_found(folder, good):
+    good(DESCENT)
+    circuit = cc.load("a.safetensors")
+    assert "ridge" not in good("show a.safetensors")
+    schedule = circuit.provenance["schedule"] | {"ridge": 0.02, "positive": True}
+    cc.save(replace(circuit, provenance={**circuit.provenance, "schedule": schedule}), "b.safetensors")
+    command = next(line for line in good("show b.safetensors").splitlines() if "convcircuits find" in line)
+    again = command[command.index("find") :].replace("b.safetensors", "c.safetensors")
+    good(again)
+    assert cc.load("c.safetensors").provenance["options"] == {"start": 0.9, "ridge": 0.02, "positive": True}
+
+
 def test_controls_repeats_no_descent_that_there_was_not(drawable, run):
     code, _, err = run("controls a.safetensors --model tiny_net:net --draws 1 --descents 1")
     assert code == 1

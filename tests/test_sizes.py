@@ -184,6 +184,17 @@ def test_smaller_circuits_of_a_descent_are_on_one_path_from_the_circuit(monkeypa
     ]  # a path has 3 kernels
 
 
+def test_smaller_circuits_are_found_with_the_defaults_of_the_circuit_s_time():
+    model = CASE.build()
+    circuit = found(model, "progressive", density=0.8, start=0.9)
+    schedule = circuit.provenance["schedule"] | {"ridge": 0.5}
+    old = dataclasses.replace(circuit, provenance={**circuit.provenance, "schedule": schedule})
+    made = smaller(model, old, held(CASE.images(5)))
+    assert made
+    for one in made:
+        assert one.provenance["calibration"]["ridge"] == one.provenance["options"]["ridge"] == 0.5
+
+
 def test_no_smaller_circuit_is_found_where_there_is_no_need_or_no_knowing_how():
     model = CASE.build()
     images = CASE.images(5)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,9 @@ from typing import Any
 
 import torch
 
+from convcircuits.circuits.asking import options_again
 from convcircuits.circuits.choosing import best_constants
+from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.finding import find, find_path
 from convcircuits.circuits.refitting import refit
 from convcircuits.circuits.sizes import reach
@@ -257,11 +260,19 @@ def with_best_constants(
 
 
 def recipe_of(circuit: Circuit | Scores) -> Recipe | None:
-    """Return the recipe of a circuit or scores that the command found, or None."""
+    """Return the recipe of a circuit or scores that the command found, or None.
+
+    It names options that had other defaults when the circuit was found.
+    """
     said = circuit.provenance.get("recipe")
     if said is None:
         return None
     recipe = Recipe.from_json(said)
+    if recipe.criterion in CRITERIA:
+        given = {text.partition("=")[0] for text in recipe.options}
+        again = options_again(CRITERIA[recipe.criterion], circuit.provenance)
+        changed = (f"{name}={json.dumps(value)}" for name, value in again.items() if name not in given)
+        recipe = dataclasses.replace(recipe, options=(*recipe.options, *changed))
     # Boxes have no text form: the recipe names the feature without them, and the table that they are read from.
     return recipe if recipe.boxes is not None else dataclasses.replace(recipe, feature=str(circuit.feature))
 

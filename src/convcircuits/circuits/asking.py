@@ -186,7 +186,7 @@ def options_again(function: Criterion, provenance: Mapping[str, Any]) -> dict[st
         provenance: How the circuit was found.
     """
     defaults, given = _defaults(function), dict(provenance.get("options", {}))
-    if "schedule" not in provenance or "positive" not in defaults:
+    if "schedule" not in provenance:
         return given
     then = {"positive": False, **provenance["schedule"]}  # which older files do not say
     known = {name: value for name, value in then.items() if name in defaults and name != "start"}

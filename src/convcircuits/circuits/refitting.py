@@ -324,7 +324,7 @@ class Refit:
         parts = []
         while len(filters):
             width = int(widths[filters[0]]) if self._method == "kernels" else 1
-            count = max(1, self._memory // (64 * (width + 1) ** 2))  # products, moments, the system and its factor
+            count = max(1, self._memory // (64 * (width + 1) ** 2))  # eight tables, such as the products
             parts.append(filters[:count])
             filters = filters[count:]
         return parts

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convcircuits.circuits.asking import is_descent, needs_budget
+from convcircuits.circuits.asking import is_descent, needs_budget, options_again
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.equations import Method
 from convcircuits.circuits.evaluation import evaluate_all
@@ -206,9 +206,10 @@ def smaller(model: nn.Module, circuit: Circuit, images: Batches, progress: Progr
     """
     provenance = circuit.provenance
     criterion = CRITERIA.get(str(provenance.get("criterion")))
-    options = provenance.get("options", {})
-    plain = all(isinstance(value, (str, int, float, bool)) for value in options.values())
-    if criterion is None or not needs_budget(criterion) or not plain or "inside" in provenance:
+    if criterion is None or not needs_budget(criterion) or "inside" in provenance:
+        return []
+    options = options_again(criterion, provenance)
+    if not all(isinstance(value, (str, int, float, bool)) for value in options.values()):
         return []
     if options.keys() & inspect.signature(find).parameters.keys():
         return []  # a custom criterion of the same name, or an edited file

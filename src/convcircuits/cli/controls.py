@@ -35,7 +35,7 @@ def controls(
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
-    """Say whether a circuit was found, or made by its constants."""
+    """Compare a circuit with controls that are fitted alike."""
     from convcircuits.cli.preparing import say_photographs, set_up_again
 
     fields = options.given(model=model, weights=weights, mean=mean, std=std, count=count, size=size)

@@ -152,7 +152,8 @@ def demo(
         {
             "comparison.csv": "every figure",
             "comparison.png": "fidelity against density",
-            "circuit.safetensors": f"the circuit; try: convcircuits show {out / 'circuit.safetensors'}",
+            "circuit.safetensors": f"the circuit; try: convcircuits show {out / 'circuit.safetensors'}, or "
+            f"convcircuits controls {out / 'circuit.safetensors'} --descents 1",
             "circuit.html": "its diagram, and larger circuits of the descent; open it in a web browser",
         },
     )
