@@ -23,9 +23,9 @@ from torch import nn
 from torchvision import models
 
 import convcircuits as cc
-from convcircuits.atlases.making import FIT
+from convcircuits.atlases.making import FIT, Asked, measure, open_layer
+from convcircuits.atlases.unit_maps import held_at_once
 from convcircuits.circuits.criteria import CRITERIA
-from convcircuits.circuits.evaluation import measured
 from convcircuits.circuits.together import fitting, score_together
 from convcircuits.network.batches import Batches
 from convcircuits.network.masking import Subject
@@ -72,38 +72,30 @@ def together(model: nn.Module, layer: str, units: int, images: torch.Tensor, cri
 def measuring(
     model: nn.Module, layer: str, units: int, images: torch.Tensor, held_out: torch.Tensor
 ) -> tuple[float, float]:
-    """Return the seconds that a unit takes beside scoring, and of these what the full model takes.
+    """Return the seconds that a unit takes beside scoring, and those of the full model, which runs for many at once.
 
     Its circuit of 5 % is measured as ``atlas`` does it.
     """
-    scores = [cc.score(model, cc.Feature(layer, unit), images[:2], criterion="snip") for unit in range(units + 1)]
-    circuits = [cc.prune(one, density=0.05) for one in scores]
-    first = Subject.open(model, cc.Feature(layer, 0), images.shape[1:])
-    fit, others = (Batches(some, device=some.device, dtype=some.dtype, batch_size=16) for some in (images, held_out))
-
-    def measure(circuit: cc.Circuit) -> None:
-        measured(first.of(circuit.feature), [circuit], others, fit=fit)
-
-    def full() -> None:
-        with torch.no_grad():
-            for batch in (*fit, *others):
-                first.maps(batch)
-
-    measure(circuits.pop())  # warm
-    full()
-    return cpu_seconds(lambda: [measure(circuit) for circuit in circuits]) / units, cpu_seconds(full)
+    circuits = [cc.find(model, cc.Feature(layer, n), images[:2], criterion="snip", density=0.05) for n in range(units)]
+    size = {"density": 0.05, "kernels": None}
+    once, again = (open_layer(model, layer, images, held_out, Asked("snip", size=size)) for _ in range(2))
+    measure(once, (circuits[0], "", 0.0))  # warm
+    full = cpu_seconds(lambda: again.full.of(circuits[0].feature))
+    return cpu_seconds(lambda: [measure(again, (circuit, "", 0.0)) for circuit in circuits]) / units, full
 
 
 class Reached(BaseException):
     """Stop a forward pass."""
 
 
-def once_at(model: nn.Module, layers: dict[str, int], image: torch.Tensor) -> dict[str, float]:
-    """Return the seconds of one forward and backward pass of an image up to each of some layers."""
-    seconds = {}
+def once_at(model: nn.Module, layers: dict[str, int], image: torch.Tensor) -> dict[str, tuple[float, int]]:
+    """Return what one image takes at each of some layers: see ``core_hours``."""
+    found = {}
     for name in layers:
+        sizes = []
 
-        def stop(module: nn.Module, given: object, output: torch.Tensor) -> None:
+        def stop(module: nn.Module, given: object, output: torch.Tensor, sizes: list[int] = sizes) -> None:
+            sizes.append(output[0, 0].numel() * output.element_size())
             output[:, 0].abs().sum().backward()
             raise Reached
 
@@ -112,9 +104,9 @@ def once_at(model: nn.Module, layers: dict[str, int], image: torch.Tensor) -> di
                 model(image)
 
         handle = model.get_submodule(name).register_forward_hook(stop)
-        seconds[name] = cpu_seconds(run)
+        found[name] = cpu_seconds(run), sizes[0]
         handle.remove()
-    return seconds
+    return found
 
 
 @dataclass(frozen=True)
@@ -124,24 +116,33 @@ class Costs:
     Attributes:
         scoring: To score it.
         measuring: To measure its circuit and the random one, on images and held-out images.
+        full: To run the full model on them, once for all units whose maps are held.
     """
 
     scoring: float
     measuring: float
+    full: float
 
 
-def core_hours(units: dict[str, int], once: dict[str, float], images: int, held_out: int, costs: Costs) -> float:
+def core_hours(
+    units: dict[str, int], once: dict[str, tuple[float, int]], images: int, held_out: int, costs: Costs
+) -> float:
     """Return the hours of one core that circuits of all units of some layers take.
 
     Args:
         units: Layer -> number of its units.
-        once: Layer -> seconds of a forward and a backward pass of one image up to it.
+        once: Layer -> seconds of a forward and a backward pass of one image up to it, and bytes of a unit's map.
         images: Number of images that circuits are found on.
         held_out: Number of images that they are measured on.
         costs: What a unit costs, in such passes.
     """
-    passes = costs.scoring * images + costs.measuring * (min(images, FIT) + held_out)
-    return sum(units[layer] * once[layer] * passes for layer in units) / 3600
+    measured_on, seconds = min(images, FIT) + held_out, 0.0
+    for layer, count in units.items():
+        each, size = once[layer]
+        runs = -(-count // held_at_once(size, measured_on, MEMORY))
+        passes = count * (costs.scoring * images + costs.measuring * measured_on) + runs * costs.full * measured_on
+        seconds += each * passes
+    return seconds / 3600
 
 
 def sizing(units: int, count: int) -> None:
@@ -154,23 +155,21 @@ def sizing(units: int, count: int) -> None:
     once = min(cpu_seconds(lambda: yardstick(truncated, images)) for _ in range(2)) / count
     scoring = cpu_seconds(lambda: together(model, layer, units, images, "gauss_newton")) / units / count
     seconds, full = measuring(model, layer, 3, images, held_out)
-    measured_in = seconds / (2 * count)
     once = min(once, cpu_seconds(lambda: yardstick(truncated, images)) / count)
-    costs = Costs(scoring / once, measured_in / once)
+    costs = Costs(scoring / once, *(one / (2 * count) / once for one in (seconds, full)))
     print(f"{name} at {side} px, {units} units, {count} and {count} images, torch {torch.__version__}, one thread")
     print(f"an image takes {once:.3f} s forward and backward; a unit takes {costs.scoring:.2f} of that to score")
     print(f"(gauss_newton, one draw) and {costs.measuring:.2f} to measure its circuit and the random one;")
-    print(f"{full / seconds:.0%} of measuring is the full model, which runs again for each unit")
+    print(f"the full model, which runs for many units at once, takes {costs.full:.2f}")
     print("images + held-out   units per core-hour   all 256 units, core-hours")
     for some, others in ((100, 100), (1000, 200), (5000, 500)):
-        hours = core_hours({layer: 256}, {layer: once}, some, others, costs)
+        hours = core_hours({layer: 256}, {layer: (once, (side // 4) ** 2 * 4)}, some, others, costs)
         print(f"{f'{some} + {others}':>17} {256 / hours:>21.0f} {hours:>27.1f}")
     resnet = models.resnet50(weights=None).eval()
     layers = {name: module.out_channels for name, module in resnet.named_modules() if isinstance(module, nn.Conv2d)}
     image = torch.randn(1, 3, 224, 224)
     resnet(image)  # warm
-    passes = once_at(resnet, layers, image)
-    hours = core_hours(layers, passes, 5000, 500, costs)
+    hours = core_hours(layers, once_at(resnet, layers, image), 5000, 500, costs)
     print(f"ResNet-50 at 224 px: {len(layers)} convolutions, {sum(layers.values())} units, 5000 + 500 images:")
     print(f"{hours:.0f} core-hours, that is {hours / 24 / 1000:.1f} days on 1000 cores")
 

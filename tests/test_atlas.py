@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,10 @@ import torch
 import convcircuits as cc
 from convcircuits import files
 from convcircuits.atlases import making, store
+from convcircuits.atlases.unit_maps import UnitMaps
+from convcircuits.maps.units import all_units
 from convcircuits.network.batches import Batches
+from convcircuits.network.capture import Network
 from nets import NETS
 
 torch.set_num_threads(1)
@@ -51,6 +55,38 @@ def test_circuits_and_figures_are_those_of_find_and_evaluate(found):
         for name in store.FIGURES:
             number = isinstance(report[name], float)
             assert row[name] == (pytest.approx(report[name], rel=1e-9, abs=1e-12) if number else report[name])
+
+
+@pytest.mark.parametrize(("memory", "runs"), [(4 * 2**20, 1), (60, 3), (1, 0)])
+def test_figures_are_the_same_however_many_units_the_full_model_runs_for(memory, runs, found, tmp_path, monkeypatch):
+    calls = []
+    run = UnitMaps._found
+    monkeypatch.setattr(UnitMaps, "_found", lambda self: calls.append(self._units) or run(self))
+    again = made(tmp_path, memory=memory)
+    assert len(calls) == runs
+    for row, before in zip(again.rows(), found.rows(), strict=True):
+        for name in store.FIGURES:
+            number = isinstance(row[name], float)
+            assert row[name] == (pytest.approx(before[name], rel=1e-9, abs=1e-12) if number else before[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("residual", "block2.conv2"), ("pooled_head", "conv2"), ("pooled_head", "fc")]
+)
+@pytest.mark.parametrize("at_once", [1, 2, 99])
+def test_maps_of_units_are_those_of_activations(name, layer, at_once):
+    case = NETS[name]
+    model, pictures = case.build(), case.images(5)
+    network = Network(model)
+    subject = all_units(network, layer, case.input_shape)
+    maps = cc.activations(model, subject.feature, pictures)
+    batches = Batches(pictures, device=network.device, dtype=network.dtype, batch_size=2)
+    held = UnitMaps(subject, (batches,), 5, -(-at_once * 5 * maps[0, 0].numel() * 8 // 64))
+    for unit in range(maps.shape[1]):
+        own = held.of(replace(subject.feature, unit=unit))
+        assert len(own) == (0 if at_once == 1 else 5)
+        for (_, (one,)), expected in zip(batches.in_batches_of(1).hashed(), maps[:, unit], strict=True):
+            assert one not in own or torch.equal(own[one], expected)
 
 
 @pytest.mark.parametrize("criterion", ["gauss_newton", "progressive"])

@@ -14,6 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 import convcircuits as cc
 import oracles
 from cases import COUNTS, FIGURES, agree, calibration, closed_form, counted
+from convcircuits.circuits.evaluation import measured
+from convcircuits.network.batches import Batches
+from convcircuits.network.capture import Network
+from convcircuits.network.masking import Subject
 from convcircuits.values.tables import LayerTable
 from nets import NETS
 
@@ -211,6 +215,30 @@ def test_the_readout_is_fitted_on_the_other_images_alone():
     assert reports[0].pearson == reports[1].pearson == plain.pearson
     own = cc.evaluate(model, circuit, x, fit=x)
     assert own.r2_readout == pytest.approx(own.pearson**2, abs=1e-10)
+
+
+@pytest.mark.parametrize("position", ["all", "max"])
+@pytest.mark.parametrize("name", ["residual", "mobile", "flat_head"])
+def test_known_maps_take_the_place_of_the_full_model(name, position):
+    case, model, *_ = subject(name)
+    circuit, images, others = found(name, 0.5, position), case.images(5), case.images(4, seed=2)
+    network = Network(model)
+    of, on = (Batches(one, device=network.device, dtype=torch.float64, batch_size=2) for one in (images, others))
+    opened = Subject.open(network, circuit.feature, case.input_shape)
+    full = {
+        key: opened.maps(one)[0].detach() for batches in (of, on) for one, (key,) in batches.in_batches_of(1).hashed()
+    }
+
+    def figures(known):
+        (report,) = measured(opened, [circuit], of, fit=on, full=known)
+        return dataclasses.asdict(dataclasses.replace(report, provenance={}, notes=()))
+
+    alone = figures(None)
+    for known in (full, dict(list(full.items())[1:3])):  # the first batches mix known and unknown images
+        for key, value in figures(known).items():
+            numbers = isinstance(value, float) or key == "readout"
+            assert value == (pytest.approx(alone[key], rel=1e-9, abs=1e-12, nan_ok=True) if numbers else alone[key])
+    assert figures({key: 2 * one for key, one in full.items()})["r2"] < alone["r2"] - 0.1
 
 
 @pytest.mark.parametrize("form", ["tensor", "loader"])

@@ -473,6 +473,22 @@ def test_maps_of_a_sweep_of_a_random_net_are_those_of_masked_runs(seed, effectiv
         same(maps, cc.activations(model, feature, images, circuit=circuit, effective=effective))
 
 
+@pytest.mark.parametrize(("name", "layer", "unit"), LAST)
+def test_some_maps_of_a_sweep_are_those_of_all(name, layer, unit):
+    case = NETS[name]
+    model, images = case.build(), case.images(3)
+    circuits = circuits_of(model, cc.Feature(layer, unit), images)
+    sweep, shape = sweep_of(model, circuits, case.input_shape), case.input_shape
+    with torch.no_grad():
+        every = sweep.maps(images)
+        for only in ([0], [3], [6], [7, 1], [9, 0, 6], range(1, 10), []):  # 6 is dead
+            for one in (sweep, sweep_of(model, circuits, shape)):
+                found = one.maps(images, only)
+                assert len(found) == len(only)
+                for n, maps in zip(only, found, strict=True):
+                    same(maps, every[n])
+
+
 @pytest.mark.parametrize("name", ["residual", "same_pad", "se_conv"])
 def test_images_of_several_sizes_are_measured_in_one_sweep(name):
     case = NETS[name]
@@ -491,11 +507,11 @@ def test_images_of_several_sizes_are_measured_in_one_sweep(name):
     agree(report, {key: value for key, value in closed_form(full, kept).items() if key in FIGURES})
 
 
-def work(model, circuits, images):
+def work(model, circuits, images, only=None):
     sweep = sweep_of(model, circuits, tuple(images.shape[1:]))
     sweep.maps(images)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        sweep.maps(images)
+        sweep.maps(images, only)
     return counter.get_total_flops()
 
 
@@ -518,6 +534,9 @@ def test_what_circuits_share_is_computed_once(name):
         own.append(counter.get_total_flops())
     assert work(model, nested, images) < full + sum(own)
     assert work(model, [nested[1]] * 4, images) < full + 2 * own[1]
+    assert work(model, nested, images, [0]) == full  # and what is not wanted is not computed
+    assert work(model, nested, images, [1]) <= work(model, nested, images, [1, 2]) < work(model, nested, images)
+    assert work(model, nested, images, []) == 0
 
 
 def test_equal_circuits_cost_as_much_as_one():

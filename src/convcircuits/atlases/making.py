@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from convcircuits.atlases.atlas import Atlas
 from convcircuits.atlases.store import Index
+from convcircuits.atlases.unit_maps import UnitMaps
 from convcircuits.circuits.asking import (
     as_json,
     budget,
@@ -146,6 +148,12 @@ class Opened:
         """
         return self.subject.of(replace(self.subject.feature, unit=unit))
 
+    @cached_property
+    def full(self) -> UnitMaps:
+        """Maps of the units in the full model."""
+        count = min(FIT, self.images.count) + self.held_out.count
+        return UnitMaps(self.subject, (self.fit, self.held_out), count, self.memory)
+
     def layers(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tables of kernels of all layers that any unit depends on, in execution order."""
         return {layer: tuple(mask.shape) for layer, mask in self.subject.survey.kernels.items()}
@@ -230,7 +238,8 @@ def atlas(
         batch_size: Maximum number of images that run at once.
         seed: Seed for criteria that draw random numbers, and of the random circuits.
         memory: Bytes of working memory for chunks of pre-sum maps. The gradients of units that are scored at once take
-            up to 256 times as much.
+            up to 256 times as much, and the maps of units in the full model, which are kept while circuits are
+            measured, up to 64 times.
         progress: Called with the images or units done and their total; on a cluster, with tasks.
         finish: Called with each circuit before it is written; returns what to write, such as the circuit with more
             provenance.
@@ -377,7 +386,8 @@ def measure(opened: Opened, found: Found) -> Measured:
             subject = opened.subject.of(circuit.feature)
             # A fitted circuit has seen all images, so its control is fitted on all, too.
             fit = opened.images if circuit.calibrated else opened.fit
-            (report,) = measured(subject, [circuit], opened.held_out, fit=fit, seed=opened.asked.seed)
+            full = opened.full.of(circuit.feature)
+            (report,) = measured(subject, [circuit], opened.held_out, fit=fit, full=full, seed=opened.asked.seed)
         except ConvCircuitsError as error:
             circuit, problem = None, str(error)
     return circuit, report, problem, seconds + time.perf_counter() - start

@@ -131,10 +131,13 @@ def measured(
     effective: bool = True,
     controls: Sequence[Circuit | None] | None = None,
     readout: bool = True,
+    full: Mapping[int, Tensor] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
     """Measure circuits of the feature that a model is opened for. The arguments are those of ``evaluate_all``.
+
+    ``full`` holds the feature's maps in the full model by hash of their image; it runs on the other images.
 
     Raises:
         ConvCircuitsError: If the model breaks a law, or images do not fit it.
@@ -155,9 +158,10 @@ def measured(
     sweep, positions = Sweep(subject, list(swept.values()), effective=effective), Positions(subject)
     fitted = None
     if fit is not None:
-        fitted = _measure(sweep if readout else Sweep(subject, [], effective=effective), positions, fit)
+        own = range(len({id(circuit) for circuit in circuits}) if readout else 0)  # controls have no readout
+        fitted = _measure(sweep, own, positions, fit, full or {})
     averages = None if fitted is None else fitted.averages
-    found = _measure(sweep, positions, batches, averages=averages, progress=progress)
+    found = _measure(sweep, range(len(swept)), positions, batches, full or {}, averages=averages, progress=progress)
     provenance = described | {
         **sweep.about(),
         "images": batches.describe(),
@@ -239,7 +243,7 @@ class _Measured:
     """The results of one pass over images.
 
     Attributes:
-        comparisons: Each circuit of the sweep, compared with the full model.
+        comparisons: Each circuit that ran, compared with the full model.
         average_map: The average map of other images, compared with the full model; None if it is not known.
         averages: The average maps of these images.
         census: Statistics of the full model's maps.
@@ -253,21 +257,28 @@ class _Measured:
 
 def _measure(
     sweep: Sweep,
+    circuits: Sequence[int],
     positions: Positions,
     batches: Batches,
+    known: Mapping[int, Tensor],
     *,
     averages: Averages | None = None,
     progress: Progress | None = None,
 ) -> _Measured:
+    """Run some of a sweep's circuits, and the full model on images whose hash is not ``known`` with its map."""
     feature, done = sweep.subject.feature, 0
     eps = torch.finfo(sweep.subject.network.dtype).eps
-    comparisons = [Comparison(feature, eps) for _ in sweep.kept]
+    comparisons = [Comparison(feature, eps) for _ in circuits]
     average_map = None if averages is None else Comparison(feature, eps)
     own, census = Averages(), Census()
-    for images in batches:
+    runs = [n + 1 for n in circuits]
+    for images, hashes in batches.hashed():
         shape = tuple(images.shape[1:])
         with torch.no_grad():
-            full, *others = sweep.maps(images)
+            if known.keys() >= {*hashes}:
+                full, others = torch.stack([known[one] for one in hashes]), sweep.maps(images, runs)
+            else:
+                full, *others = sweep.maps(images, [0, *runs])
             indices = positions.counted(full, images)
             values = at(full, indices).double().cpu()
             interior = _interior(positions, shape, census)

@@ -247,22 +247,23 @@ def _measured(subject: Subject, made: _Made, batches: Batches, fit: Batches, pro
         for images in fit:
             full = subject.maps(images)
             averages.add(at(full, positions.counted(full, images)).double().cpu(), tuple(full.shape[1:]))
-    sweeps = [Sweep(subject, made.circuits, effective=True)]
-    sweeps += [Sweep(model, [circuit], effective=True) for _, model, circuit in made.elsewhere]
+    sweep = Sweep(subject, made.circuits, effective=True)
+    elsewhere = [Sweep(model, [circuit], effective=True) for _, model, circuit in made.elsewhere]
     names = [*made.names, *(name for name, *_ in made.elsewhere), "average_map"]
     full_sums, errors, done = [], [], 0
     shift, interior, known = torch.zeros(0), None, True
     for images in batches:
         shape = tuple(images.shape[1:])
         with torch.no_grad():
-            (full, *maps), *others = (sweep.maps(images) for sweep in sweeps)
+            full, *maps = sweep.maps(images)
+            others = [one for other in elsewhere for one in other.maps(images, [1])]
         counted, here = positions.counted(full, images), positions.known(shape)
         values = at(full, counted).double().cpu()
         known = known and here is not None
         interior = here if interior is None or interior.inside else interior
         inside = torch.zeros_like(values) if here is None else here.among(values, counted).double()
         average = averages.of(tuple(full.shape[1:]))
-        compared = [at(one, counted).double().cpu() for one in (*maps, *(one for _, one in others))]
+        compared = [at(one, counted).double().cpu() for one in (*maps, *others)]
         compared.append(torch.full_like(values, torch.nan) if average is None else average.expand_as(values))
         counts = torch.stack([_by_unit(one) for one in (torch.ones_like(values), inside, torch.ones_like(values))], 2)
         expected = _thrice(values)

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from convcircuits.compiler.cutting import Cut, cut
 from convcircuits.compiler.emission import Emitter
-from convcircuits.compiler.interpreter import CircuitModule
+from convcircuits.compiler.interpreter import CircuitModule, with_outputs
 from convcircuits.compiler.layout import Layout, UnextractableError, layout_of, takes_any_size
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.agreement import IMAGES, agreement, difference, parting_of_module, random_images, shown
@@ -131,20 +131,30 @@ class Sweep:
         self._errors: dict[tuple[int, ...], list[float]] = {}
         self._reason: str | None = None
 
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """Return the feature's maps in the full model, then in each circuit: each (N, H, W), (N, U, H, W), ..."""
+    def maps(self, images: Tensor, only: Sequence[int] | None = None) -> list[Tensor]:
+        """Return the feature's maps in the full model, then in each circuit: each (N, H, W), (N, U, H, W), ...
+
+        Args:
+            images: (N, C, H, W).
+            only: Numbers of those that are wanted, in order: 0 for the full model, n + 1 for circuit n. None for all.
+        """
         shape = tuple(images.shape[1:])
+        every = range(1 + len(self._circuits))
+        only = every if only is None else only
         written = self._network(shape)
         if written is None:
-            return [self.subject.maps(images), *(self.subject.maps(images, one) for one in self._runs(shape))]
+            runs = [None, *self._runs(shape)]
+            return [self.subject.maps(images, runs[n]) for n in only]
         try:
             with _writing(self.subject):
-                maps = written.maps(images)
+                maps = written.maps(images, only)
+                unchecked = shape not in self._errors
+                first = maps if only == every or not unchecked else written.maps(images[:IMAGES], every)
         except UnextractableError as problem:  # for instance, it depends on the number of images
             self._written[shape], self._reason = None, str(problem)
-            return self.maps(images)
-        if shape not in self._errors:
-            self._errors[shape] = self._checked(written, images[:IMAGES], [one[:IMAGES] for one in maps])
+            return self.maps(images, only)
+        if unchecked:
+            self._errors[shape] = self._checked(written, images[:IMAGES], [one[:IMAGES] for one in first])
         return maps
 
     def _runs(self, shape: tuple[int, ...]) -> list[Masks]:
@@ -198,7 +208,7 @@ class Sweep:
         """Return the network's maps on crops, or None if it does not run on them."""
         try:
             with _writing(self.subject):
-                return written.maps(crops)
+                return written.maps(crops, range(1 + written.count))
         except ConvCircuitsError:
             return None
 
@@ -225,7 +235,7 @@ class Sweep:
             return 0.0  # the evaluation adds a note
         error, allowed = agreement(self.subject, masks, images, expected, got)
         if error > allowed and not _is_rounding(
-            lambda module, images: replace(written, module=module).maps(images)[n],
+            lambda module, images: replace(written, module=module).maps(images, [n])[0],
             written.module,
             images,
             expected,
@@ -279,23 +289,28 @@ class _Written:
     """A sweep's network for one image shape.
 
     Attributes:
-        module: The network.
+        module: The network. Its outputs are the maps in the full model and in the circuits that are alive.
         alive: Indices of the circuits in it.
         count: The number of all circuits.
         together: The number of images that run at once; None for all.
     """
 
-    module: nn.Module
+    module: CircuitModule
     alive: list[int]
     count: int
     together: int | None
+    _parts: dict[tuple[int, ...], CircuitModule] = field(default_factory=dict, init=False)
 
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """Return the feature's maps in the full model, then in each circuit, zeros for those that are not alive."""
-        parts = [self.module(some) for some in torch.split(images, self.together or len(images))]
-        full, *others = (torch.cat(some) for some in zip(*parts, strict=True))
-        found = dict(zip(self.alive, others, strict=True))
-        return [full, *(found[n] if n in found else torch.zeros_like(full) for n in range(self.count))]
+    def maps(self, images: Tensor, only: Sequence[int]) -> list[Tensor]:
+        """Return the feature's maps in the full model, 0, or circuit n, n + 1; zeros for those that are not alive."""
+        outputs = {0: 0} | {n + 1: place for place, n in enumerate(self.alive, 1)}
+        run = tuple(n for n in outputs if n in only or (n == 0 and not outputs.keys() >= {*only}))
+        if run not in self._parts:
+            whole = len(run) == len(outputs)
+            self._parts[run] = self.module if whole else with_outputs(self.module, [outputs[n] for n in run])
+        parts = [self._parts[run](some) for some in torch.split(images, self.together or len(images))]
+        found = dict(zip(run, (torch.cat(some) for some in zip(*parts, strict=True)), strict=True))
+        return [found[n] if n in found else torch.zeros_like(found[0]) for n in only]
 
 
 def _crops(images: Tensor) -> Tensor:
@@ -447,7 +462,7 @@ def _about(circuit: Circuit, network: Network, shape: tuple[int, ...]) -> dict[s
     }
 
 
-def _same_as_masked(subject: Subject, module: nn.Module, masks: Masks) -> float:
+def _same_as_masked(subject: Subject, module: CircuitModule, masks: Masks) -> float:
     """Compare a module with the circuit's masked run on random images, and return the difference.
 
     Raises:
@@ -466,8 +481,8 @@ def _same_as_masked(subject: Subject, module: nn.Module, masks: Masks) -> float:
 
 
 def _is_rounding(
-    run: Callable[[nn.Module, Tensor], Tensor],
-    module: nn.Module,
+    run: Callable[[CircuitModule, Tensor], Tensor],
+    module: CircuitModule,
     images: Tensor,
     expected: Tensor,
     error: float,

@@ -303,6 +303,40 @@ def _numbers(value: Any) -> list[int]:
     return [one.number for one in standing_in(value) if isinstance(one, Result)]
 
 
+def with_outputs(module: CircuitModule, chosen: Sequence[int]) -> CircuitModule:
+    """Return a module with the same layers that computes only the chosen ones of its outputs, as a tuple.
+
+    Each is computed as before, so it is the same number for number.
+    """
+    program = program_of(module)
+    output = tuple(program.output[n] for n in chosen)
+    read = set(_numbers(output))
+    for number in range(len(program.steps), 0, -1):
+        if number in read:
+            step = program.steps[number - 1]
+            read.update(_numbers((step.args, step.kwargs)))
+    order = sorted(read - {0})
+    moved = {0: 0} | {old: new for new, old in enumerate(order, 1)}
+    steps = [
+        replace(step, args=_moved(step.args, moved), kwargs=_moved(step.kwargs, moved))
+        for step in (program.steps[number - 1] for number in order)
+    ]
+    output = _moved(output, moved)
+    root = nn.Module()
+    root._modules, root._buffers = module._modules, module._buffers
+    return CircuitModule(root, replace(program, steps=tidy(steps, output), output=output)).eval()
+
+
+def _moved(value: Any, moved: Mapping[int, int]) -> Any:
+    """Replace the numbers of results."""
+    if isinstance(value, Result):
+        return replace(value, number=moved[value.number])
+    if isinstance(value, (tuple, list)):
+        parts = [_moved(one, moved) for one in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    return {name: _moved(one, moved) for name, one in value.items()} if isinstance(value, Mapping) else value
+
+
 def with_plain_names(module: CircuitModule) -> CircuitModule:
     """Return a module with the same layers, renamed where torch cannot export their names."""
     program, root = program_of(module), nn.Module()
