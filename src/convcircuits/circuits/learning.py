@@ -7,12 +7,14 @@ more than they can do. Here all constants together serve the one map.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from convcircuits.circuits.lockstep import Run
 from convcircuits.circuits.refitting import Refit
 from convcircuits.circuits.tracing import Trace
 from convcircuits.compiler.extraction import Trainable
@@ -42,7 +44,7 @@ _SLOWER = (1.0, 0.25, 0.0625)
 Tables = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Gains, layer name -> (out, in per group), and offsets, layer name -> (out,)."""
 
-Run = Callable[[Tensor, Tensor, Tensor], Tensor]
+Compute = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From images, gains and offsets by number to the map."""
 
 
@@ -170,7 +172,7 @@ class Learn:
         return found
 
     def _improved(
-        self, start: Tables, error: float, masks: Masks, run: Run, steps: int, polish: int
+        self, start: Tables, error: float, masks: Masks, run: Compute, steps: int, polish: int
     ) -> tuple[Tables, float]:
         """Return the constants after some steps at the first of the rates that does not raise the error, and theirs."""
         for part in _SLOWER:
@@ -179,7 +181,7 @@ class Learn:
                 break
         return found, after
 
-    def _with(self, tables: Tables, masks: Masks, run: Run) -> Callable[[Tensor], Tensor]:
+    def _with(self, tables: Tables, masks: Masks, run: Compute) -> Callable[[Tensor], Tensor]:
         """Return the map of a circuit with some constants, as a function of images."""
         gain, offset = (
             _flat(table).to(self._subject.network.device, self._subject.network.dtype)
@@ -188,7 +190,7 @@ class Learn:
         return lambda images: run(images, gain, offset)
 
     def _trained(
-        self, start: Tables, masks: Masks, run: Run, steps: int, polish: int, part: float
+        self, start: Tables, masks: Masks, run: Compute, steps: int, polish: int, part: float
     ) -> tuple[Tables, float]:
         """Return the constants after some steps at a part of the rate and some iterations of L-BFGS, and the error."""
         device, dtype = self._subject.network.device, self._subject.network.dtype
@@ -304,7 +306,7 @@ class Learn:
         rectified = ((maps.relu() - targets.relu()).square() / scale).mean()
         return (1 - share) * raw + share * rectified
 
-    def _runner(self, masks: Masks) -> Run:
+    def _runner(self, masks: Masks) -> Compute:
         """Return the circuit's small module, or masked runs."""
         try:
             return Trainable.of(self._subject, masks)
@@ -328,43 +330,70 @@ class Learn:
 
         A filter that does not vary in the circuit keeps gain 1, and gets the mean.
         """
-        network = self._subject.network
-        wanted = self._moments(self._fit.target, None)
+        network, some = self._subject.network, self._images[:_AT_ONCE]
         gain, offset = (
             {layer: one.to(network.device, network.dtype) for layer, one in table.items()}
             for table in _complete(({}, {}), masks)
         )
-        for layer, kernels in masks.kernels.items():  # in the order in which they run: each reads those before it
-            mean, spread = wanted[layer]
-            now = self._moments(self._subject, replace(masks, gain=gain, offset=offset))[layer][1]
-            gain[layer] = gain[layer] * torch.where(now > 0, spread / now, 1)[:, None]
-            shifted = self._moments(self._subject, replace(masks, gain=gain, offset=offset))[layer][0]
-            offset[layer] = torch.where(kernels.any(1), mean - shifted, 0)
+        fitted = replace(masks, gain=gain, offset=offset)  # grows with every layer
+        calls = [node.call.layer for node in self._subject.survey.paths.graph.nodes if node.call is not None]
+        run: Run | None = None
+
+        def now(layer: str) -> Tensor:
+            nonlocal run
+            again = calls.count(layer) > 1  # its earlier calls must run with what was fitted since
+            if run is None or again:
+                run = Run(self._subject.steps(some, fitted), fitted)
+                self.cost["forward"] += len(some)
+            run.advance_to(len(calls) - 1 - calls[::-1].index(layer))
+            moments = self._moments_of(run.call, run.output())
+            run = None if again else run
+            return moments
+
+        with torch.no_grad():
+            for layer, kernels in masks.kernels.items():  # in the order in which they run: each reads those before it
+                mean, spread = self._wanted[layer]
+                before = now(layer)[1]
+                gain[layer] = gain[layer] * torch.where(before > 0, spread / before, 1)[:, None]
+                offset[layer] = torch.where(kernels.any(1), mean - now(layer)[0], 0)
         return {layer: one.cpu() for layer, one in gain.items()}, {layer: one.cpu() for layer, one in offset.items()}
 
-    def _moments(self, subject: Subject, masks: Masks | None) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the mean and the standard deviation of each filter's output in a circuit, or in a model, by layer.
+    @cached_property
+    def _wanted(self) -> dict[str, Tensor]:
+        """Mean and standard deviation of each filter's output in the full model, as ``_moments`` returns them."""
+        return self._moments(self._fit.target, None)
+
+    def _moments(self, subject: Subject, masks: Masks | None) -> dict[str, Tensor]:
+        """Return mean and standard deviation of each filter's output in a circuit, or in a model: layer -> (2, out).
 
         They are those of the first images and, in a layer that runs several times, of its last call; 0 for filters that
         are not computed.
         """
-        kernels, network = self._subject.survey.kernels, self._subject.network
-        tables = torch.zeros(2, sum(map(len, kernels.values())), device=network.device, dtype=network.dtype)
-        by_layer = torch.split(tables, [len(one) for one in kernels.values()], 1)
-        found = {layer: (mean, spread) for layer, (mean, spread) in zip(kernels, by_layer, strict=True)}
+        found = {layer: self._nothing(layer) for layer in self._subject.survey.kernels}
 
         def watch(call: KernelCall, output: Tensor) -> None:
             if call.layer in found:
-                values = call.by_position(output).flatten(1, 2).transpose(0, 1).flatten(1)
-                rows = slice(None) if call.rows is None else call.rows
-                for table, one in zip(found[call.layer], (values.mean(1), values.std(1, correction=0)), strict=True):
-                    table[rows] = one.to(table)
+                found[call.layer] = self._moments_of(call, output)
 
         some = self._images[:_AT_ONCE]
         with torch.no_grad():
             subject.maps(some, masks, watch)
         self.cost["forward"] += len(some)
         return found
+
+    def _moments_of(self, call: KernelCall, output: Tensor) -> Tensor:
+        """Return mean and standard deviation of each filter's output, (2, out); 0 for those that are not computed."""
+        values = call.by_position(output).flatten(1, 2).transpose(0, 1).flatten(1)
+        found = self._nothing(call.layer)
+        found[:, slice(None) if call.rows is None else call.rows] = torch.stack(
+            [values.mean(1), values.std(1, correction=0)]
+        ).to(found)
+        return found
+
+    def _nothing(self, layer: str) -> Tensor:
+        """Return zeros for means and standard deviations of a layer, (2, out)."""
+        network, filters = self._subject.network, len(self._subject.survey.kernels[layer])
+        return torch.zeros(2, filters, device=network.device, dtype=network.dtype)
 
 
 def _by_unit(values: Tensor) -> Float[Tensor, "n p u"]:
