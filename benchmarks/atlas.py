@@ -11,6 +11,7 @@ their circuits, and converts both, as multiples of forward and backward, to all 
 
 import argparse
 import contextlib
+import math
 import platform
 import statistics
 import time
@@ -74,12 +75,13 @@ def measuring(
 ) -> tuple[float, float]:
     """Return the seconds that a unit takes beside scoring, and those of the full model, which runs for many at once.
 
-    Its circuit of 5 % is measured as ``atlas`` does it.
+    Their circuits of 5 % are measured as ``atlas`` does it.
     """
     circuits = [cc.find(model, cc.Feature(layer, n), images[:2], criterion="snip", density=0.05) for n in range(units)]
     size = {"density": 0.05, "kernels": None}
-    once, again = (open_layer(model, layer, images, held_out, Asked("snip", size=size)) for _ in range(2))
-    measure(once, (circuits[0], "", 0.0))  # warm
+    opened = open_layer(model, layer, images, held_out, Asked("snip", size=size))
+    measure(opened, (circuits[0], "", 0.0))  # warm
+    again = opened.holding(range(256))
     full = cpu_seconds(lambda: again.full.of(circuits[0].feature))
     return cpu_seconds(lambda: [measure(again, (circuit, "", 0.0)) for circuit in circuits]) / units, full
 
@@ -88,14 +90,12 @@ class Reached(BaseException):
     """Stop a forward pass."""
 
 
-def once_at(model: nn.Module, layers: dict[str, int], image: torch.Tensor) -> dict[str, tuple[float, int]]:
-    """Return what one image takes at each of some layers: see ``core_hours``."""
-    found = {}
+def once_at(model: nn.Module, layers: dict[str, int], image: torch.Tensor) -> dict[str, float]:
+    """Return the seconds of one forward and backward pass of an image up to each of some layers."""
+    seconds = {}
     for name in layers:
-        sizes = []
 
-        def stop(module: nn.Module, given: object, output: torch.Tensor, sizes: list[int] = sizes) -> None:
-            sizes.append(output[0, 0].numel() * output.element_size())
+        def stop(module: nn.Module, given: object, output: torch.Tensor) -> None:
             output[:, 0].abs().sum().backward()
             raise Reached
 
@@ -104,9 +104,9 @@ def once_at(model: nn.Module, layers: dict[str, int], image: torch.Tensor) -> di
                 model(image)
 
         handle = model.get_submodule(name).register_forward_hook(stop)
-        found[name] = cpu_seconds(run), sizes[0]
+        seconds[name] = cpu_seconds(run)
         handle.remove()
-    return found
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Costs:
     Attributes:
         scoring: To score it.
         measuring: To measure its circuit and the random one, on images and held-out images.
-        full: To run the full model on them, once for all units whose maps are held.
+        full: To run the full model on them.
     """
 
     scoring: float
@@ -125,24 +125,33 @@ class Costs:
 
 
 def core_hours(
-    units: dict[str, int], once: dict[str, tuple[float, int]], images: int, held_out: int, costs: Costs
+    units: dict[str, int],
+    once: dict[str, float],
+    images: int,
+    held_out: int,
+    costs: Costs,
+    *,
+    map_bytes: int | None = None,
 ) -> float:
     """Return the hours of one core that circuits of all units of some layers take.
 
     Args:
         units: Layer -> number of its units.
-        once: Layer -> seconds of a forward and a backward pass of one image up to it, and bytes of a unit's map.
+        once: Layer -> seconds of a forward and a backward pass of one image up to it.
         images: Number of images that circuits are found on.
         held_out: Number of images that they are measured on.
         costs: What a unit costs, in such passes.
+        map_bytes: Bytes of a unit's map, if one process measures all units and so runs the full model once for many.
+            None: it runs for each, as on a large cluster.
     """
-    measured_on, seconds = min(images, FIT) + held_out, 0.0
-    for layer, count in units.items():
-        each, size = once[layer]
-        runs = -(-count // held_at_once(size, measured_on, MEMORY))
-        passes = count * (costs.scoring * images + costs.measuring * measured_on) + runs * costs.full * measured_on
-        seconds += each * passes
-    return seconds / 3600
+    measured_on = min(images, FIT) + held_out
+    together = 1 if map_bytes is None else held_at_once(map_bytes, measured_on, MEMORY)
+    runs = {layer: math.ceil(count / together) for layer, count in units.items()}
+    passes = {
+        layer: count * (costs.scoring * images + costs.measuring * measured_on) + runs[layer] * costs.full * measured_on
+        for layer, count in units.items()
+    }
+    return sum(once[layer] * passes[layer] for layer in units) / 3600
 
 
 def sizing(units: int, count: int) -> None:
@@ -163,7 +172,7 @@ def sizing(units: int, count: int) -> None:
     print(f"the full model, which runs for many units at once, takes {costs.full:.2f}")
     print("images + held-out   units per core-hour   all 256 units, core-hours")
     for some, others in ((100, 100), (1000, 200), (5000, 500)):
-        hours = core_hours({layer: 256}, {layer: (once, (side // 4) ** 2 * 4)}, some, others, costs)
+        hours = core_hours({layer: 256}, {layer: once}, some, others, costs, map_bytes=side**2 // 4)
         print(f"{f'{some} + {others}':>17} {256 / hours:>21.0f} {hours:>27.1f}")
     resnet = models.resnet50(weights=None).eval()
     layers = {name: module.out_channels for name, module in resnet.named_modules() if isinstance(module, nn.Conv2d)}

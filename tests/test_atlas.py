@@ -21,9 +21,11 @@ import convcircuits as cc
 from convcircuits import files
 from convcircuits.atlases import making, store
 from convcircuits.atlases.unit_maps import UnitMaps
+from convcircuits.compiler.extraction import Sweep
 from convcircuits.maps.units import all_units
 from convcircuits.network.batches import Batches
 from convcircuits.network.capture import Network
+from convcircuits.values.boxes import image_hash
 from nets import NETS
 
 torch.set_num_threads(1)
@@ -57,21 +59,81 @@ def test_circuits_and_figures_are_those_of_find_and_evaluate(found):
             assert row[name] == (pytest.approx(report[name], rel=1e-9, abs=1e-12) if number else report[name])
 
 
-@pytest.mark.parametrize(("memory", "runs"), [(4 * 2**20, 1), (60, 3), (1, 0)])
-def test_figures_are_the_same_however_many_units_the_full_model_runs_for(memory, runs, found, tmp_path, monkeypatch):
-    calls = []
-    run = UnitMaps._found
-    monkeypatch.setattr(UnitMaps, "_found", lambda self: calls.append(self._units) or run(self))
-    again = made(tmp_path, memory=memory)
-    assert len(calls) == runs
-    for row, before in zip(again.rows(), found.rows(), strict=True):
+@pytest.fixture
+def full_runs(monkeypatch):
+    """The unit that each run of the full model is for, or "all"."""
+    units, run = [], Sweep.maps
+
+    def maps(sweep, images, only=None):
+        unit = sweep.subject.feature.unit
+        if only is None or 0 in only:
+            units.append("all" if isinstance(unit, tuple) else unit)
+        return run(sweep, images, only)
+
+    monkeypatch.setattr(Sweep, "maps", maps)
+    return units
+
+
+def same_figures(rows, expected):
+    for row, before in zip(rows, expected, strict=True):
         for name in store.FIGURES:
             number = isinstance(row[name], float)
             assert row[name] == (pytest.approx(before[name], rel=1e-9, abs=1e-12) if number else before[name])
 
 
 @pytest.mark.parametrize(
-    ("name", "layer"), [("residual", "block2.conv2"), ("pooled_head", "conv2"), ("pooled_head", "fc")]
+    ("memory", "units", "runs"),
+    [
+        (4 * 2**20, None, ["all"]),
+        (60, None, [0, "all", "all"]),
+        (60, [4, 0, 2, 1], ["all", "all"]),
+        (60, [3], [3]),
+        (1, [0, 4], [0, 4]),
+    ],
+)
+@pytest.mark.parametrize("criterion", ["gauss_newton", "progressive"])
+def test_the_full_model_runs_once_for_many_units(memory, units, runs, criterion, found, tmp_path, full_runs):
+    again = made(tmp_path, units=units, memory=memory, criterion=criterion)
+    assert full_runs == [one for one in runs for _ in range(2)]  # images to fit on and held-out ones are a batch each
+    if criterion == "gauss_newton":
+        same_figures(again.rows(), [row for row in found.rows() if units is None or row["unit"] in units])
+
+
+def test_shards_do_not_run_the_full_model_for_units_of_others(found, tmp_path, full_runs):
+    for k in (1, 2):
+        again = made(tmp_path, shard=(k, 2))
+    assert full_runs == ["all"] * 4
+    same_figures(again.rows(), found.rows())
+
+
+def test_if_units_cannot_run_together_each_runs_alone(found, tmp_path, full_runs, monkeypatch):
+    run = Sweep.maps
+
+    def short_of_memory(sweep, *more):
+        if isinstance(sweep.subject.feature.unit, tuple):
+            raise cc.ConvCircuitsError("out of memory")
+        return run(sweep, *more)
+
+    monkeypatch.setattr(Sweep, "maps", short_of_memory)
+    same_figures(made(tmp_path).rows(), found.rows())
+    assert full_runs == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_images_of_other_shapes_are_other_images(tmp_path):
+    """Where all values are the same, images of 7 x 10 and 10 x 7 have the same bytes."""
+    model, images = CASE.build(), CASE.images(4)
+    c, h, w = CASE.input_shape
+    blank = [torch.full((1, c, *size), 0.3, dtype=torch.float64) for size in ((h, w + 3), (w + 3, h))]
+    others = torch.randn(3, c, w + 3, h, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    held_out = [blank[0], torch.cat([blank[1], others])]
+    assert image_hash(blank[0][0]) == image_hash(blank[1][0])
+    found = cc.atlas(model, LAYER, images, held_out, folder=tmp_path, criterion="snip", density=0.4)
+    expected = [cc.evaluate(model, found.circuit(n), held_out, fit=images).as_dict() for n in found]
+    same_figures(found.rows(), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("residual", "block2.conv2"), ("pooled_head", "fc"), ("mobile", "project.0")]
 )
 @pytest.mark.parametrize("at_once", [1, 2, 99])
 def test_maps_of_units_are_those_of_activations(name, layer, at_once):
@@ -81,12 +143,30 @@ def test_maps_of_units_are_those_of_activations(name, layer, at_once):
     subject = all_units(network, layer, case.input_shape)
     maps = cc.activations(model, subject.feature, pictures)
     batches = Batches(pictures, device=network.device, dtype=network.dtype, batch_size=2)
-    held = UnitMaps(subject, (batches,), 5, -(-at_once * 5 * maps[0, 0].numel() * 8 // 64))
+    memory = -(-at_once * 5 * maps[0, 0].numel() * 8 // 64)
+    held = UnitMaps(subject, range(maps.shape[1]), (batches,), 5, memory)
     for unit in range(maps.shape[1]):
         own = held.of(replace(subject.feature, unit=unit))
-        assert len(own) == (0 if at_once == 1 else 5)
+        together = next(len(chunk) for chunk in held.chunks if unit in chunk)
+        assert together <= at_once
+        assert len(own) == (0 if together == 1 else 5)
         for (_, (one,)), expected in zip(batches.in_batches_of(1).hashed(), maps[:, unit], strict=True):
-            assert one not in own or torch.equal(own[one], expected)
+            if own:
+                torch.testing.assert_close(own[case.input_shape, one], expected)
+
+
+def test_no_more_maps_are_held_than_there_is_room_for():
+    """The images that are asked for first are smaller than the others."""
+    case = NETS["residual"]
+    network = Network(case.build())
+    subject = all_units(network, LAYER, case.input_shape)
+    c, h, w = case.input_shape
+    images = [torch.randn(2, c, side * h, side * w, dtype=torch.float64) for side in (1, 3, 3, 3)]
+    batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=2)
+    memory = 500
+    own = UnitMaps(subject, range(5), (batches,), 8, memory).of(replace(subject.feature, unit=1))
+    assert 0 < 5 * sum(8 * one.numel() for one in own.values()) <= 64 * memory
+    assert len(own) < 8
 
 
 @pytest.mark.parametrize("criterion", ["gauss_newton", "progressive"])

@@ -199,12 +199,12 @@ def test_images_are_divided_into_parts_that_are_worth_a_task(count, parts):
 def sent(monkeypatch, opened):
     """What a worker opens of a job, when the object store is left out."""
 
-    def of(given, **said):
-        arguments = {"position": "all", "call": None, "batch_size": 2, "memory": 2**20}
+    def of(given, memory=2**20, **said):
+        arguments = {"position": "all", "call": None, "batch_size": 2, "memory": memory}
         opening = cluster.pickled(given.model, LAYER, given.asked, arguments)
         stored = opening, cluster._arrays(given.images), cluster._arrays(given.held_out)
         monkeypatch.setattr(cluster.ray, "get", lambda refs: refs)
-        return cluster._opened(cluster._Job("key", *stored, said=cluster._checkable(given) | said, gpus=0))
+        return cluster._opened(cluster._Job("key", *stored, range(5), said=cluster._checkable(given) | said, gpus=0))
 
     return of
 
@@ -217,6 +217,12 @@ def test_a_worker_opens_what_was_sent(dtype, opened, sent):
     there = sent(given)
     assert there.said() == given.said()
     assert all(torch.equal(one, other) for one, other in zip(there.images, given.images, strict=True))
+
+
+@pytest.mark.parametrize(("memory", "chunks"), [(2**20, [range(5)]), (60, None)])
+def test_a_worker_holds_maps_of_all_units_or_of_none(memory, chunks, opened, sent):
+    there = sent(opened("snip"), memory=memory)
+    assert (there.full and there.full.chunks) == chunks
 
 
 def replace_images(batches, images):

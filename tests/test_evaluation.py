@@ -226,7 +226,9 @@ def test_known_maps_take_the_place_of_the_full_model(name, position):
     of, on = (Batches(one, device=network.device, dtype=torch.float64, batch_size=2) for one in (images, others))
     opened = Subject.open(network, circuit.feature, case.input_shape)
     full = {
-        key: opened.maps(one)[0].detach() for batches in (of, on) for one, (key,) in batches.in_batches_of(1).hashed()
+        (case.input_shape, key): opened.maps(one)[0].detach()
+        for batches in (of, on)
+        for one, (key,) in batches.in_batches_of(1).hashed()
     }
 
     def figures(known):

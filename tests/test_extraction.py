@@ -489,6 +489,18 @@ def test_some_maps_of_a_sweep_are_those_of_all(name, layer, unit):
                     same(maps, every[n])
 
 
+def test_the_network_of_a_sweep_runs_once_for_each_batch(monkeypatch):
+    case = NETS["residual"]
+    model, feature = case.build(), cc.Feature(*case.features[-1])
+    circuit = circuit_of(model, feature, case.images(), 0.8)
+    c, h, w = case.input_shape
+    batches = [torch.randn(2, c, h + n, w, dtype=torch.float64) for n in (0, 1, 1, 2)]
+    runs, forward = [], CircuitModule.forward
+    monkeypatch.setattr(CircuitModule, "forward", lambda module, x: runs.append(tuple(x.shape)) or forward(module, x))
+    cc.evaluate(model, circuit, batches)
+    assert runs == [tuple(batch.shape) for batch in batches]
+
+
 @pytest.mark.parametrize("name", ["residual", "same_pad", "se_conv"])
 def test_images_of_several_sizes_are_measured_in_one_sweep(name):
     case = NETS[name]
@@ -536,7 +548,7 @@ def test_what_circuits_share_is_computed_once(name):
     assert work(model, [nested[1]] * 4, images) < full + 2 * own[1]
     assert work(model, nested, images, [0]) == full  # and what is not wanted is not computed
     assert work(model, nested, images, [1]) <= work(model, nested, images, [1, 2]) < work(model, nested, images)
-    assert work(model, nested, images, []) == 0
+    assert work(model, [*nested, nested[0] - nested[0]], images, [4]) == work(model, nested, images, []) == 0
 
 
 def test_equal_circuits_cost_as_much_as_one():

@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import itertools
 import logging
-import math
 import os
 import re
 import socket
@@ -41,6 +40,7 @@ from convcircuits.atlases.making import (
     write,
 )
 from convcircuits.atlases.store import Index
+from convcircuits.atlases.unit_maps import even
 from convcircuits.circuits.asking import criterion_named
 from convcircuits.circuits.together import ENOUGH, Given, means_together
 from convcircuits.errors import ConvCircuitsError, option
@@ -121,6 +121,7 @@ class _Job:
         opening: The model, how circuits are found and the arguments of ``open_layer``, pickled, in the object store.
         images: The images that circuits are found on, in the object store.
         held_out: The images that they are measured on, in the object store.
+        units: The units whose circuits are found.
         said: What ``Opened.said`` must be on a worker too.
         gpus: The number of GPUs of a task.
     """
@@ -129,6 +130,7 @@ class _Job:
     opening: Any
     images: Any
     held_out: Any
+    units: Sequence[int]
     said: Mapping[str, Any]
     gpus: int
 
@@ -174,7 +176,7 @@ def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: 
     if not units:
         return
     gpus = int(ray.cluster_resources().get("GPU", 0) >= 1)
-    job = _sent(opened, gpus)
+    job = _sent(opened, units, gpus)
     asking = {"num_cpus": 1, "num_gpus": gpus, "max_retries": RETRIES, "max_calls": 0}  # 0: a worker opens a job once
     scoring, measuring = ray.remote(**asking)(score), ray.remote(**asking)(found_and_measured)
     at_once, count = at_once_of(opened, units) if opened.asked.shared else (ENOUGH, 1)
@@ -215,13 +217,6 @@ def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: 
             ray.cancel(left)
 
 
-def even(units: Sequence[int], most: int) -> list[Sequence[int]]:
-    """Divide units into as few chunks of at most so many as there can be, which differ by one at most."""
-    count = math.ceil(len(units) / most)
-    ends = [len(units) * n // count for n in range(count + 1)]
-    return [units[start:end] for start, end in itertools.pairwise(ends)]
-
-
 def image_parts(count: int) -> list[tuple[int, int]]:
     """Return the parts of so many images: for each the first, and the one after the last."""
     parts = max(1, min(PARTS, count // IMAGES_A_PART))
@@ -258,7 +253,7 @@ def _result(ended: Any, units: Sequence[int]) -> Any:
 # ---------------------------------------- what is sent
 
 
-def _sent(opened: Opened, gpus: int) -> _Job:
+def _sent(opened: Opened, units: Sequence[int], gpus: int) -> _Job:
     """Put what all tasks share into the object store.
 
     Raises:
@@ -279,7 +274,7 @@ def _sent(opened: Opened, gpus: int) -> _Job:
             f"The model and the images cannot be sent to the cluster ({error}); start its nodes with a larger "
             "--object-store-memory, or give fewer images."
         ) from error
-    return _Job(uuid.uuid4().hex, *stored, said=_checkable(opened), gpus=gpus)
+    return _Job(uuid.uuid4().hex, *stored, units=units, said=_checkable(opened), gpus=gpus)
 
 
 def pickled(model: nn.Module, layer: str, asked: Asked, arguments: Mapping[str, Any]) -> bytes:
@@ -444,4 +439,6 @@ def _opened(job: _Job) -> Opened:
                 f"{name} is {said[name]!r:.200} {here}, and {value!r:.200} where the run was started. Install the same "
                 "code on every node."
             )
-    return opened
+    holding = opened.holding(job.units)
+    # A worker measures some units of each chunk, so only the maps of all units, found once, surely save work.
+    return holding if holding.full is not None and len(holding.full.chunks) == 1 else opened

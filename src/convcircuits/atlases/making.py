@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +123,7 @@ class Opened:
         asked: How circuits are found.
         memory: Bytes of working memory for chunks of pre-sum maps.
         finish: What is done to a circuit before it is written.
+        full: Maps of units in the full model; None if it runs for each of them.
     """
 
     model: nn.Module
@@ -134,6 +134,7 @@ class Opened:
     asked: Asked
     memory: int = MEMORY
     finish: Callable[[Circuit], Circuit] = lambda circuit: circuit
+    full: UnitMaps | None = None
 
     @property
     def units(self) -> int:
@@ -148,11 +149,12 @@ class Opened:
         """
         return self.subject.of(replace(self.subject.feature, unit=unit))
 
-    @cached_property
-    def full(self) -> UnitMaps:
-        """Maps of the units in the full model."""
-        count = min(FIT, self.images.count) + self.held_out.count
-        return UnitMaps(self.subject, (self.fit, self.held_out), count, self.memory)
+    def holding(self, units: Sequence[int]) -> "Opened":
+        """Return the same, with room for maps of these units in the full model."""
+        fits = is_descent(criterion_named(self.asked.criterion))
+        seen, count = (self.images, self.images.count) if fits else (self.fit, min(FIT, self.images.count))
+        count += self.held_out.count
+        return replace(self, full=UnitMaps(self.subject, units, (seen, self.held_out), count, self.memory))
 
     def layers(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tables of kernels of all layers that any unit depends on, in execution order."""
@@ -370,6 +372,7 @@ def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: 
         index: Where they are written.
         progress: Called with the units done and their total.
     """
+    opened = opened.holding(units) if units else opened
     for done, (unit, found) in enumerate(_found(opened, units, progress), start=1):
         write(opened, index, unit, measure(opened, found))
         if progress is not None:
@@ -379,14 +382,14 @@ def make_circuits(opened: Opened, units: Sequence[int], index: Index, progress: 
 
 def measure(opened: Opened, found: Found) -> Measured:
     """Measure the circuit of a unit, if it has one."""
-    start, report = time.perf_counter(), None
     circuit, problem, seconds = found
+    full = {} if circuit is None or opened.full is None else opened.full.of(circuit.feature)
+    start, report = time.perf_counter(), None
     if circuit is not None:
         try:
             subject = opened.subject.of(circuit.feature)
             # A fitted circuit has seen all images, so its control is fitted on all, too.
             fit = opened.images if circuit.calibrated else opened.fit
-            full = opened.full.of(circuit.feature)
             (report,) = measured(subject, [circuit], opened.held_out, fit=fit, full=full, seed=opened.asked.seed)
         except ConvCircuitsError as error:
             circuit, problem = None, str(error)

@@ -68,8 +68,8 @@ class Row:
         file: The circuit's file, relative to the folder; empty if there is none.
         problem: Why there is no circuit; empty if there is one.
         figures: Name in ``FIGURES`` -> value; None where a figure is not known. Empty if there is no circuit.
-        seconds: Time that its circuit and figures took, in seconds, without scores that are computed for several units
-            at once.
+        seconds: Time that its circuit and figures took, in seconds, without scores and runs of the full model that
+            serve several units.
         kept: Layer name -> bool (out, in per group): the kernels that the circuit keeps.
         relevant: Layer name -> bool of the same shapes: those on a path to the unit in the full model.
     """

@@ -1,10 +1,14 @@
 """Maps of units in the full model, from runs that serve many units at once."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from convcircuits.circuits.evaluation import Key
+from convcircuits.compiler.extraction import Sweep
+from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.agreement import IMAGES
 from convcircuits.network.batches import Batches
 from convcircuits.network.masking import Subject
@@ -19,45 +23,66 @@ def held_at_once(map_bytes: int, images: int, memory: int) -> int:
     return max(1, _HELD * memory // (map_bytes * images))
 
 
-class UnitMaps:
-    """The maps of a layer's units in the full model, on the images that their circuits are measured on.
+def even(units: Sequence[int], most: int) -> list[Sequence[int]]:
+    """Divide units into as few chunks of at most so many as there can be, which differ by one at most."""
+    count = -(-len(units) // most)
+    ends = [len(units) * n // count for n in range(count + 1)]
+    return [units[start:end] for start, end in itertools.pairwise(ends)]
 
-    To measure circuits of all units, the model then runs once for many units, and not for each.
+
+class UnitMaps:
+    """The maps of units in the full model, on the images that their circuits are measured on.
+
+    To measure the circuits of all units, the model then runs once for many of them, and not for each.
 
     Args:
         subject: The model, opened for all units of the layer as one feature.
+        units: The units, in the order in which they will be asked for.
         images: The images.
         count: Their number.
         memory: As for ``atlas``.
+
+    Attributes:
+        chunks: The units whose maps are held together.
     """
 
-    def __init__(self, subject: Subject, images: Sequence[Batches], count: int, memory: int) -> None:
-        self._subject, self._images = subject, images
+    def __init__(
+        self, subject: Subject, units: Sequence[int], images: Sequence[Batches], count: int, memory: int
+    ) -> None:
+        self._subject, self._images, self._room = subject, images, _HELD * memory
         with torch.no_grad():
             some = subject.maps(images[0].first(IMAGES))
-        self._at_once = held_at_once(some[0, 0].numel() * some.element_size(), count, memory)
-        self._units, self._maps = range(0), dict[int, Tensor]()
+        self.chunks = even(units, held_at_once(some[0, 0].numel() * some.element_size(), count, memory))
+        self._held, self._maps = list[int](), dict[Key, Tensor]()
 
-    def of(self, feature: Feature) -> Mapping[int, Tensor]:
-        """Return the maps of a unit by hash of their image; none if they would have to be found for it alone."""
+    def of(self, feature: Feature) -> Mapping[Key, Tensor]:
+        """Return the maps of a unit on images for which they are held; none if that would serve it alone."""
         unit = feature.unit
         assert isinstance(unit, int)
-        if self._at_once == 1:
-            return {}
-        if unit not in self._units:
-            start = unit - unit % self._at_once
-            self._units = range(start, min(start + self._at_once, len(self._subject.rows)))
-            self._maps = self._found()
-        place = self._units.index(unit)
-        return {one: maps[place] for one, maps in self._maps.items()}
+        if unit not in self._held:
+            (chunk,) = [chunk for chunk in self.chunks if unit in chunk]
+            self._held, self._maps = list(chunk), {}  # before others are made
+            if len(chunk) > 1:
+                self._maps = self._found(self._held)
+        place = self._held.index(unit)
+        return {key: maps[place] for key, maps in self._maps.items()}
 
-    def _found(self) -> dict[int, Tensor]:
-        """Return the maps of the units, (U, H, W), by hash of their image."""
-        self._maps.clear()  # before others are made
-        found = dict[int, Tensor]()
-        for batches in self._images:
-            for images, hashes in batches.hashed():
-                with torch.no_grad():
-                    maps = self._subject.maps(images)[:, self._units.start : self._units.stop]
-                found |= dict(zip(hashes, maps.clone(), strict=True))
+    def _found(self, units: list[int]) -> dict[Key, Tensor]:
+        """Return the maps of some units, (U, H, W), or none if the layer's units cannot run together.
+
+        The whole layer runs, whatever the units, so that a run that goes on gets the same numbers.
+        """
+        found, room = dict[Key, Tensor](), self._room
+        try:
+            sweep = Sweep(self._subject, [], effective=True)
+            for batches in self._images:
+                for images, hashes in batches.hashed():
+                    with torch.no_grad():
+                        maps = sweep.maps(images)[0][:, units]
+                    room -= maps.numel() * maps.element_size()
+                    if room < 0:  # images may differ in size
+                        return found
+                    found |= {(tuple(images.shape[1:]), key): one for key, one in zip(hashes, maps, strict=True)}
+        except ConvCircuitsError:  # if a unit alone has this problem, too, its own run will say so
+            return {}
         return found

@@ -26,6 +26,9 @@ from convcircuits.values.feature import Feature, at
 from convcircuits.values.report import WHERE, Evaluation
 from convcircuits.values.verdict import R2, decide
 
+Key = tuple[tuple[int, ...], int]
+"""An image: its shape (C, H, W) and a hash of its values."""
+
 
 def evaluate(
     model: nn.Module,
@@ -131,13 +134,13 @@ def measured(
     effective: bool = True,
     controls: Sequence[Circuit | None] | None = None,
     readout: bool = True,
-    full: Mapping[int, Tensor] | None = None,
+    full: Mapping[Key, Tensor] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
     """Measure circuits of the feature that a model is opened for. The arguments are those of ``evaluate_all``.
 
-    ``full`` holds the feature's maps in the full model by hash of their image; it runs on the other images.
+    ``full`` holds the feature's maps in the full model on some images; it runs on the others.
 
     Raises:
         ConvCircuitsError: If the model breaks a law, or images do not fit it.
@@ -260,12 +263,12 @@ def _measure(
     circuits: Sequence[int],
     positions: Positions,
     batches: Batches,
-    known: Mapping[int, Tensor],
+    known: Mapping[Key, Tensor],
     *,
     averages: Averages | None = None,
     progress: Progress | None = None,
 ) -> _Measured:
-    """Run some of a sweep's circuits, and the full model on images whose hash is not ``known`` with its map."""
+    """Run some of a sweep's circuits, and the full model on images on which its map is not known."""
     feature, done = sweep.subject.feature, 0
     eps = torch.finfo(sweep.subject.network.dtype).eps
     comparisons = [Comparison(feature, eps) for _ in circuits]
@@ -275,8 +278,9 @@ def _measure(
     for images, hashes in batches.hashed():
         shape = tuple(images.shape[1:])
         with torch.no_grad():
-            if known.keys() >= {*hashes}:
-                full, others = torch.stack([known[one] for one in hashes]), sweep.maps(images, runs)
+            keys = [(shape, one) for one in hashes]
+            if known.keys() >= {*keys}:
+                full, others = torch.stack([known[key] for key in keys]), sweep.maps(images, runs)
             else:
                 full, *others = sweep.maps(images, [0, *runs])
             indices = positions.counted(full, images)

@@ -140,7 +140,7 @@ class Sweep:
         """
         shape = tuple(images.shape[1:])
         every = range(1 + len(self._circuits))
-        only = every if only is None else only
+        only = list(every if only is None else only)
         written = self._network(shape)
         if written is None:
             runs = [None, *self._runs(shape)]
@@ -148,13 +148,14 @@ class Sweep:
         try:
             with _writing(self.subject):
                 maps = written.maps(images, only)
-                unchecked = shape not in self._errors
-                first = maps if only == every or not unchecked else written.maps(images[:IMAGES], every)
+                others = [n for n in every if n not in only and shape not in self._errors]
+                unwanted = written.maps(images[:IMAGES], others)
         except UnextractableError as problem:  # for instance, it depends on the number of images
             self._written[shape], self._reason = None, str(problem)
             return self.maps(images, only)
-        if unchecked:
-            self._errors[shape] = self._checked(written, images[:IMAGES], [one[:IMAGES] for one in first])
+        if shape not in self._errors:
+            first = dict(zip([*only, *others], [*(one[:IMAGES] for one in maps), *unwanted], strict=True))
+            self._errors[shape] = self._checked(written, images[:IMAGES], [first[n] for n in every])
         return maps
 
     def _runs(self, shape: tuple[int, ...]) -> list[Masks]:
@@ -281,7 +282,9 @@ class Sweep:
         largest = max(math.prod(value.shape) * value.dtype.itemsize for value in layout.values.values())
         on_cpu = self.subject.network.device.type == "cpu"
         together = max(1, _AT_ONCE * torch.get_num_threads() // largest) if on_cpu else None
-        return _Written(module, alive, len(cuts), together)
+        spatial = tuple(layout.output.shape[1:])
+        shape = (len(rows), *spatial) if isinstance(self.subject.feature.unit, tuple) else spatial
+        return _Written(module, alive, len(cuts), together, shape)
 
 
 @dataclass(frozen=True)
@@ -293,24 +296,28 @@ class _Written:
         alive: Indices of the circuits in it.
         count: The number of all circuits.
         together: The number of images that run at once; None for all.
+        shape: The shape of an image's map.
     """
 
     module: CircuitModule
     alive: list[int]
     count: int
     together: int | None
+    shape: tuple[int, ...]
     _parts: dict[tuple[int, ...], CircuitModule] = field(default_factory=dict, init=False)
 
     def maps(self, images: Tensor, only: Sequence[int]) -> list[Tensor]:
         """Return the feature's maps in the full model, 0, or circuit n, n + 1; zeros for those that are not alive."""
         outputs = {0: 0} | {n + 1: place for place, n in enumerate(self.alive, 1)}
-        run = tuple(n for n in outputs if n in only or (n == 0 and not outputs.keys() >= {*only}))
+        run = tuple(n for n in outputs if n in only)
+        if not run:
+            return [images.new_zeros(len(images), *self.shape) for _ in only]
         if run not in self._parts:
             whole = len(run) == len(outputs)
             self._parts[run] = self.module if whole else with_outputs(self.module, [outputs[n] for n in run])
         parts = [self._parts[run](some) for some in torch.split(images, self.together or len(images))]
         found = dict(zip(run, (torch.cat(some) for some in zip(*parts, strict=True)), strict=True))
-        return [found[n] if n in found else torch.zeros_like(found[0]) for n in only]
+        return [found[n] if n in found else torch.zeros_like(found[run[0]]) for n in only]
 
 
 def _crops(images: Tensor) -> Tensor:
