@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convcircuits.values.controls import closest
+
 TIMES = 500
 """Number of draws of units and photographs."""
 INSIDE, RECTIFIED = 1, 2
@@ -86,6 +88,7 @@ _UNPOLISHED = (
     "*Unpolished*: older records of circuits without the iterations of L-BFGS with which `learned` ends now.\n"
 )
 
+_OF_REFITTED = "*~*: noise of older records, of the refitted circuit's difference from the one found anew.\n"
 _ANY_SIGN = "*Any sign*: older records of trained circuits, in which gains could be below 0.\n"
 
 Unit = tuple[str, str, int]
@@ -301,6 +304,10 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
         remarks |= {_UNPOLISHED} if unpolished else set()
         remarks |= {_ANY_SIGN} if any_sign else set()
         circuit = report["circuit"]
+        inside = {name: one["r2_interior"] for name, one in (controls | {"circuit": circuit}).items()}
+        _, _, margin = closest({name: math.nan if one is None else one for name, one in inside.items()})
+        of_refitted = margin > report["margin"] + 1e-9
+        remarks |= {_OF_REFITTED} if of_refitted else set()
         rows.append(
             [
                 f"{record['net']} `{record['layer']}`:{record['unit']['unit']}",
@@ -314,8 +321,8 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
                     _figure(controls[name]["r2_interior"]) if name in controls else "-"
                     for name in ("relabelled", "redrawn", "refound", "random", "refitted", "average_map")
                 ),
-                f"{_figure(report['margin'])} ({_figure(report['noise'])})",
-                f"({report['verdict']})" if stale else report["verdict"],
+                f"{_figure(margin)} ({'~' if of_refitted else ''}{_figure(report['noise'])})",
+                f"({report['verdict']})" if stale else "found" if margin > report["noise"] else "not found",
                 " / ".join(
                     _figure(controls[name]["r2_interior"]) if name in controls else "-"
                     for name in ("without_circuit", "without_random")
@@ -332,9 +339,9 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
         "other filters. *Redrawn*: the same graph of shuffled weights, aiming at the feature's map. *Found anew*: the\n"
         "whole descent in a copy of the network whose kernels are shuffled within each layer, aiming at the feature's "
         "map; one draw.\n*Random*: other kernels, as many in each layer. *Refitted*: the circuit's own kernels, fitted "
-        "again in the same way. *Margin*: of\nthe circuit, or of the refitted one if that is lower, over the best of "
-        "relabelled, redrawn, found anew, random and average map.\n*Removed*: the full model without the circuit's "
-        "kernels / without as many random ones, which nothing makes up for.\n"
+        "again in the same way. *Margin*: of\nthe circuit over the one found anew, and of the circuit, or the refitted "
+        "one if that is lower, over relabelled, redrawn, random\nand average map; the least. *Removed*: the full model "
+        "without the circuit's kernels / without as many random ones, which\nnothing makes up for.\n"
         + "".join(sorted(remarks, reverse=True))
         + "\n"
         + _table(heads.split(","), rows)

@@ -102,15 +102,34 @@ def test_the_papers_protocol_is_a_mean_over_units():
     assert page._paper([]) == ""
 
 
-def test_verdicts_beside_controls_that_could_not_be_trained_are_said_to_be_old():
-    figures = {"r2": 0.7, "r2_interior": 0.7, "r2_rectified": 0.5}
+def drawable(run, controls, margin, provenance):
+    """Return the table of one circuit of R2 .7 inside, whose record says that its margin has a noise of .1."""
+    figures = {name: {"name": name, "r2": 0.7, "r2_interior": r2, "r2_rectified": 0.5} for name, r2 in controls.items()}
+    circuit = {"r2": 0.7, "r2_interior": 0.7, "r2_rectified": 0.5}
+    report = {"circuit": circuit, "controls": [*figures.values()], "margin": margin, "noise": 0.1, "verdict": "found"}
     row = {"kernels": 5, "relevant": 100, "constants": 9}
+    unit = {"net": "net", "layer": "layer", "unit": {"unit": 3}, "run": run, "rows": [row]}
+    return page._drawable([unit | {"controls": report | {"provenance": provenance}}])
+
+
+def test_margins_of_older_records_are_over_what_was_treated_alike():
+    made = {"treated": {"trained": {"starts": ["refit", "moments"]}}}
+    said = drawable("learned", {"relabelled": 0.3, "refound": 0.5, "refitted": 0.65, "average_map": 0.0}, 0.15, made)
+    assert "| .20 (~.10) | found |" in said
+    assert "*~*: noise of older records" in said
+    said = drawable("learned", {"relabelled": 0.6, "refound": 0.5, "refitted": 0.65, "average_map": 0.0}, 0.05, made)
+    assert "| .05 (.10) | not found |" in said
+    assert "~" not in said
+
+
+def test_verdicts_beside_controls_that_could_not_be_trained_are_said_to_be_old():
 
     def text(run, treated, made):
-        report = {"circuit": figures, "controls": [], "margin": 0.5, "noise": 0.1, "verdict": "found"}
-        report["provenance"] = {} if treated is None else {"treated": treated, "circuit": made}
-        unit = {"net": "net", "layer": "layer", "unit": {"unit": 3}}
-        return page._drawable([{**unit, "run": run, "rows": [row], "controls": report}])
+        said = drawable(
+            run, {"average_map": 0.2}, 0.5, {} if treated is None else {"treated": treated, "circuit": made}
+        )
+        assert "| .50 (.10) |" in said
+        return said
 
     polished = {"calibration": {"trained": {"polish": 9}, "positive": True}}
     for run, treated, made, old in (

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import convcircuits as cc
+from convcircuits.circuits import margin
 from convcircuits.circuits.asking import options_again
 from convcircuits.circuits.controls import random_like, redrawn, refound, relabelled_like
 from convcircuits.circuits.criteria import CRITERIA
@@ -180,6 +181,24 @@ def test_a_descent_among_shuffled_kernels_does_not_find_a_planted_circuit():
         wanted = subject.maps(held_out).double()
     r2 = 1 - (values - wanted).square().sum() / (wanted - wanted.mean()).square().sum()
     assert row.draws[0] == pytest.approx(float(r2), abs=1e-4)
+
+
+def test_a_circuit_found_alike_is_compared_with_the_circuit_itself(monkeypatch):
+    made, images, held_out, circuit = planted()
+    fitted = margin.fitted
+
+    def badly(subject, control, fit):
+        one = fitted(subject, control, fit)
+        return replace(one, gain=LayerTable({layer: 0.5 * gain for layer, gain in one.gain.items()}))
+
+    for good in (True, False):  # whether the same kernels, and those of the controls, are fitted well
+        monkeypatch.setattr(margin, "fitted", fitted if good else badly)
+        report = cc.controls(made.model, circuit, held_out, fit=images, draws=1, descents=1)
+        own, again = report.circuit.r2_interior, min(report.circuit.r2_interior, report["refitted"].r2_interior)
+        assert (again > own - 0.05) == good
+        margins = {name: again - max(0, report[name].r2_interior) for name in BY_DEFAULT}
+        margins["refound"] = own - max(0, report["refound"].r2_interior)
+        assert report.margin == margins[report.best] == min(margins.values())
 
 
 def test_constants_that_the_procedure_does_not_give_do_not_count():

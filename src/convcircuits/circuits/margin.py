@@ -30,7 +30,7 @@ from convcircuits.network.laws import checked
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.values.circuit import Circuit
-from convcircuits.values.controls import CHECKS, RIVALS, Control, Controls, judged
+from convcircuits.values.controls import CHECKS, RIVALS, Control, Controls, closest, judged
 from convcircuits.values.feature import at
 from convcircuits.values.report import WHERE
 
@@ -312,19 +312,17 @@ def _report(
         everywhere, interior, rectified = r2[:, places[name]].tolist()
         rows[name] = Control(name, everywhere, interior, rectified, tuple(draws[name]))
     figure = {name: float(r2[deciding, place]) for name, place in places.items()}
-    best = max((name for name in RIVALS if name in rows), key=lambda name: (not math.isnan(figure[name]), figure[name]))
+    best, held, margin = closest(figure)
     generator = torch.Generator().manual_seed(provenance["seed"])
     again = torch.randint(len(crops), (_RESAMPLES, len(crops)), generator=generator)
     weights = torch.zeros(again.shape, dtype=torch.float64)
     resampled = tally.r2(weights.scatter_add_(1, again, torch.ones_like(weights)) @ crops)[:, deciding]
-    # A trained circuit was fitted all along its descent; what counts is what its kernels reach by the same fit.
-    held = "refitted" if figure.get("refitted", math.inf) < figure["circuit"] else "circuit"
     margins = resampled[:, places[held]] - resampled[:, places[best]].clamp_min(0)
     drawn = [torch.tensor(one, dtype=torch.float64).clamp_min(0) for one in draws.values() if len(one) > 1]
     margins = margins[~margins.isnan()] if len(crops) > 1 else margins[:0]
     resampling = float(margins.var()) if len(margins) > 1 else math.nan
     variance = max([float(one.var()) for one in drawn], default=0.0) + resampling
-    margin, noise = figure[held] - max(figure[best], 0.0), 2 * math.sqrt(variance)
+    noise = 2 * math.sqrt(variance)
     where = WHERE[kind] if inside else "all positions"
     verdict, sentence = judged(
         figure["circuit"],

@@ -75,9 +75,10 @@ class Controls:
         feature: Text form of the feature.
         circuit: The figures of the circuit.
         controls: The figures of each control that could be made.
-        best: Name of the best rival.
-        margin: R2 of the circuit (or of ``refitted`` if that is lower, since the rivals were fitted as that was) minus
-            that of the best rival, or minus 0, where a constant is, if that is higher.
+        best: Name of the rival that comes closest.
+        margin: R2 of the circuit minus that of the best rival, or minus 0, where a constant is, if that is higher. In
+            place of the circuit counts ``refitted`` if that is lower, since the rivals were fitted as that was, except
+            beside ``refound``, which was fitted all along a descent as the circuit was.
         noise: Two standard deviations: of the draws of the rival whose draws differ most (those below 0 count as 0),
             and of the margin over resampled held-out images, or the photographs that they are crops of, taken together.
         verdict: ``"found"``, ``"not found"``, or ``"not decided"`` if R2 or the noise is undefined.
@@ -166,6 +167,26 @@ class Controls:
         return [(_NAMES[row.name], row.r2, row.r2_interior, row.r2_rectified) for row in self._rows()]
 
 
+def closest(r2: Mapping[str, float]) -> tuple[str, str, float]:
+    """Return the rival that comes closest to a circuit, what is compared with it, and the margin.
+
+    A trained circuit was fitted all along its descent, and its rivals were not, so what its kernels reach if they are
+    fitted as these were counts, if that is less. ``refound`` was fitted all along a descent, too.
+
+    Args:
+        r2: Name of the circuit and of each control -> R2.
+    """
+    by_fit = "refitted" if r2.get("refitted", math.inf) < r2["circuit"] else "circuit"
+    held = {name: "circuit" if name == "refound" else by_fit for name in RIVALS if name in r2}
+    margins = {name: r2[held[name]] - max(r2[name], 0.0) for name in held}
+
+    def closeness(name: str) -> tuple[float, float]:
+        return (-math.inf, -math.inf) if math.isnan(margins[name]) else (-margins[name], r2[name])
+
+    best = max(held, key=closeness)
+    return best, held[best], margins[best]
+
+
 def judged(
     circuit: float,
     held: float,
@@ -183,7 +204,7 @@ def judged(
 
     Args:
         circuit: R2 of the circuit.
-        held: R2 that is compared: that of the circuit, or of its kernels, fitted again, if that is lower.
+        held: R2 that is compared: that of the circuit, or of its kernels, fitted again.
         rivals: R2 of each rival.
         best: Name of the best rival.
         margin: The margin of the circuit.
