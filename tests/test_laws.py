@@ -446,18 +446,20 @@ def test_where_crops_show_nothing_circuits_are_compared_on_the_images(monkeypatc
     assert sizes.count((160, 160)) == 3
 
 
-@pytest.mark.parametrize("which", range(4))
-def test_a_wrong_circuit_is_found_on_large_images(monkeypatch, which):
+@pytest.mark.parametrize(("which", "fit"), [*((n, False) for n in range(4)), *((n, True) for n in range(7))])
+def test_a_wrong_circuit_is_found_on_large_images(monkeypatch, which, fit):
     model, images = net(), LARGE
     circuits = [cc.prune(cc.score(model, FEATURE, images), density=d) for d in (0.7, 0.8, 0.9)]
     real = extraction._Written.maps
     monkeypatch.setattr(
         extraction._Written,
         "maps",
-        lambda self, x: [m * (1 + 1e-9 * (n == which)) for n, m in enumerate(real(self, x))],
+        lambda self, x, only: [m * (1 + 1e-9 * (n == which)) for n, m in zip(only, real(self, x, only), strict=True)],
     )
+    # The random circuits, 4 to 6, do not run on images to fit on.
+    given = {"fit": images} if fit else {"controls": [None] * 3}
     with pytest.raises(cc.ConvCircuitsError, match="does not compute the same as the circuit's masked run"):
-        evaluate_all(model, circuits, images, controls=[None] * 3)
+        evaluate_all(model, circuits, images, **given)
 
 
 def test_a_sweep_that_runs_its_images_in_turn_measures_the_same(monkeypatch):

@@ -236,7 +236,7 @@ class Sweep:
             return 0.0  # the evaluation adds a note
         error, allowed = agreement(self.subject, masks, images, expected, got)
         if error > allowed and not _is_rounding(
-            lambda module, images: replace(written, module=module).maps(images, [n])[0],
+            lambda module, images: replace(written, module=module).maps(images, range(1 + written.count))[n],
             written.module,
             images,
             expected,
