@@ -223,7 +223,7 @@ RUNS: dict[str, Callable[[Data, cc.Feature], Iterator[tuple[str, list[cc.Circuit
 }
 
 
-def measured(data: Data, feature: cc.Feature, run: str, file: Path) -> dict[str, Any]:
+def measured(data: Data, feature: cc.Feature, run: str, file: Path, strictest: int) -> dict[str, Any]:
     """Find and measure a run's circuits; the last one of a descent, which is stored, also beside controls."""
     series, circuits = [], []
     for name, found in RUNS[run](data, feature):
@@ -247,13 +247,13 @@ def measured(data: Data, feature: cc.Feature, run: str, file: Path) -> dict[str,
     found = {"series": series, "rows": rows, **sums(data, feature, circuits, readout=not descends)}
     if descends:
         store(circuits[-1], circuit_file(file))
-        found["controls"] = controls(data, circuits[-1])
+        found["controls"] = controls(data, circuits[-1], strictest)
     return found
 
 
-def controls(data: Data, circuit: cc.Circuit) -> dict[str, Any]:
+def controls(data: Data, circuit: cc.Circuit, descents: int) -> dict[str, Any]:
     """Measure the controls of a circuit on the test photographs."""
-    report = cc.controls(data.model, circuit, data.test, fit=data.train, descents=1, photographs=data.test_names)
+    report = cc.controls(data.model, circuit, data.test, fit=data.train, descents=descents, photographs=data.test_names)
     return report.as_dict()
 
 
@@ -302,6 +302,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "fidelity.md")
     parser.add_argument("--layer", action="append", choices=[net.layer for net in NETS], help="only these")
     parser.add_argument("--run", action="append", choices=list(RUNS), help="only these")
+    parser.add_argument("--unit", action="append", type=int, help="only these")
+    parser.add_argument("--descents", type=int, default=1, help="draws of the strictest control")
     parser.add_argument("--controls", action="store_true", help="only measure the controls of stored circuits again")
     parser.add_argument("--protocol", choices=("held-out", "paper"), default="held-out")
     parser.add_argument("--quick", action="store_true", help="one unit of a shallow layer, on the packaged photographs")
@@ -317,7 +319,8 @@ def main() -> None:
         for net in nets:
             if not given.layer or net.layer in given.layer:
                 data = Data.of(net, pictures, counts)
-                (measure_controls if given.controls else measure)(data, runs, given.folder)
+                action = measure_controls if given.controls else measure
+                action(data, runs, given.folder, only=given.unit, descents=given.descents)
     names = list(dict.fromkeys(net.name for net in nets))
     if not page.read(given.folder, names):
         parser.error(f"{given.folder} holds nothing that was measured, so the page would be empty")
@@ -326,18 +329,18 @@ def main() -> None:
     given.out.write_text(text)
 
 
-def measure(data: Data, runs: Sequence[str], folder: Path) -> None:
+def measure(data: Data, runs: Sequence[str], folder: Path, *, only: Sequence[int] | None, descents: int) -> None:
     """Measure what is not in the folder yet, run by run, so that all units have the first runs first."""
     units, among = chosen_units(data)
     for run in runs:
         for one in units:
             feature, about = cc.Feature(data.net.layer, one.unit), dataclasses.asdict(one) | {"among": among}
             file = folder / data.net.name / f"{feature.layer}-{feature.unit}-{run}.json"
-            if file.exists():
+            if file.exists() or (only and one.unit not in only):
                 continue
             start = time.perf_counter()
             file.parent.mkdir(parents=True, exist_ok=True)
-            found = paper(data, feature) if run == "paper" else measured(data, feature, run, file)
+            found = paper(data, feature) if run == "paper" else measured(data, feature, run, file, descents)
             record = {
                 "net": data.net.name,
                 "layer": feature.layer,
@@ -354,13 +357,15 @@ def measure(data: Data, runs: Sequence[str], folder: Path) -> None:
             print(f"{data.net.name} {feature} {run}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def measure_controls(data: Data, runs: Sequence[str], folder: Path) -> None:
+def measure_controls(
+    data: Data, runs: Sequence[str], folder: Path, *, only: Sequence[int] | None, descents: int
+) -> None:
     """Measure the controls of the stored circuits of these runs again, and put them into their records."""
     for run in runs:
         for file in sorted((folder / data.net.name).glob(f"{data.net.layer}-*-{run}.json")):
-            if circuit_file(file).exists():
-                record = json.loads(file.read_text())
-                record["controls"] = controls(data, stored(circuit_file(file)))
+            record = json.loads(file.read_text())
+            if circuit_file(file).exists() and (not only or record["unit"]["unit"] in only):
+                record["controls"] = controls(data, stored(circuit_file(file)), descents)
                 write_whole(file, json.dumps(record).encode())
                 print(f"{data.net.name} {data.net.layer}:{record['unit']['unit']} {run}: controls", flush=True)
 

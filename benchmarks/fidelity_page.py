@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convcircuits.values.controls import closest
+from convcircuits.values.controls import margins
 
 TIMES = 500
 """Number of draws of units and photographs."""
@@ -306,11 +306,15 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
         circuit = report["circuit"]
         margin, noise, verdict = report["margin"], report["noise"], report["verdict"]
         inside = {name: one["r2_interior"] for name, one in (controls | {"circuit": circuit}).items()}
-        _, _, again = closest({name: math.nan if one is None else one for name, one in inside.items()})
+        over = margins({name: math.nan if one is None else one for name, one in inside.items()})
+        _, again = next(iter(over.values()))
         of_refitted = margin is not None and noise is not None and again > margin + 1e-9
         if of_refitted:
             margin, verdict = again, "found" if again > noise else "not found"
         remarks |= {_OF_REFITTED} if of_refitted else set()
+        cells = {name: _figure(one["r2_interior"]) for name, one in controls.items()}
+        if len(controls.get("refound", {}).get("draws", ())) > 1:
+            cells["refound"] += f" ({len(controls['refound']['draws'])})"
         rows.append(
             [
                 f"{record['net']} `{record['layer']}`:{record['unit']['unit']}",
@@ -321,15 +325,12 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
                 _figure(circuit["r2"]),
                 _figure(circuit["r2_rectified"]),
                 *(
-                    _figure(controls[name]["r2_interior"]) if name in controls else "-"
+                    cells.get(name, "-")
                     for name in ("relabelled", "redrawn", "refound", "random", "refitted", "average_map")
                 ),
                 f"{_figure(margin)} ({'~' if of_refitted else ''}{_figure(noise)})",
                 f"({verdict})" if stale else verdict,
-                " / ".join(
-                    _figure(controls[name]["r2_interior"]) if name in controls else "-"
-                    for name in ("without_circuit", "without_random")
-                ),
+                " / ".join(cells.get(name, "-") for name in ("without_circuit", "without_random")),
             ]
         )
     if not rows:
@@ -341,10 +342,11 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
         "trained alike on the same photographs; best of three draws, inside. *Relabelled*: the\ncircuit's graph on "
         "other filters. *Redrawn*: the same graph of shuffled weights, aiming at the feature's map. *Found anew*: the\n"
         "whole descent in a copy of the network whose kernels are shuffled within each layer, aiming at the feature's "
-        "map; one draw.\n*Random*: other kernels, as many in each layer. *Refitted*: the circuit's own kernels, fitted "
-        "again in the same way. *Margin*: of\nthe circuit over the one found anew, and of the circuit, or the refitted "
-        "one if that is lower, over relabelled, redrawn, random\nand average map; the least. *Removed*: the full model "
-        "without the circuit's kernels / without as many random ones, which\nnothing makes up for.\n"
+        "map; one draw, or the best of as many as stand in parentheses.\n*Random*: other kernels, as many in each "
+        "layer. *Refitted*: the circuit's own kernels, fitted again in the same way. *Margin*: of\nthe circuit over "
+        "the one found anew, and of the circuit, or the refitted one if that is lower, over relabelled, redrawn, "
+        "random\nand average map; the least. *Removed*: the full model without the circuit's kernels / without as many "
+        "random ones, which\nnothing makes up for.\n"
         + "".join(sorted(remarks, reverse=True))
         + "\n"
         + _table(heads.split(","), rows)

@@ -102,9 +102,11 @@ def test_the_papers_protocol_is_a_mean_over_units():
     assert page._paper([]) == ""
 
 
-def drawable(run, controls, margin, provenance):
+def drawable(run, controls, margin, provenance, draws=1):
     """Return the table of one circuit of R2 .7 inside, whose record says that its margin has a noise of .1."""
     figures = {name: {"name": name, "r2": 0.7, "r2_interior": r2, "r2_rectified": 0.5} for name, r2 in controls.items()}
+    for one in figures.values():
+        one["draws"] = [one["r2_interior"]] * draws
     circuit = {"r2": 0.7, "r2_interior": 0.7, "r2_rectified": 0.5}
     report = {"circuit": circuit, "controls": [*figures.values()], "margin": margin, "noise": 0.1, "verdict": "found"}
     row = {"kernels": 5, "relevant": 100, "constants": 9}
@@ -120,6 +122,8 @@ def test_margins_of_older_records_are_over_what_was_treated_alike():
     said = drawable("learned", {"relabelled": 0.6, "refound": 0.5, "refitted": 0.65, "average_map": 0.0}, 0.05, made)
     assert "| .05 (.10) | found |" in said  # as it is recorded
     assert "~" not in said
+    assert "| .50 |" in said
+    assert "| .50 (3) |" in drawable("learned", {"refound": 0.5, "refitted": 0.65}, 0.2, made, draws=3)
     assert "| - (.10) | found |" in drawable("learned", {"relabelled": None, "refitted": 0.65}, None, made)
 
 

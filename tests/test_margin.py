@@ -171,6 +171,13 @@ def test_a_descent_among_shuffled_kernels_does_not_find_a_planted_circuit():
     assert len(row.draws) == report.provenance["descents"] == 2
     assert row.r2_interior == max(row.draws) < 0.3
     assert report.verdict == "found"
+    spread = 2 * float(torch.tensor(row.draws).clamp_min(0).std())
+    for name in ("relabelled", "random", "redrawn"):  # drawn once
+        assert report[name].noise >= spread
+        note = f"{RIVALS[name].capitalize()} was drawn once: the spread of its draws is taken to be the largest"
+        assert any(one.startswith(note) for one in report.notes)
+    assert not any("drawn once" in note for note in planted_report().notes)
+    assert report["average_map"].noise == pytest.approx(planted_report()["average_map"].noise)  # it is not drawn
     subject = Subject.open(made.model, made.feature, (3, 32, 32))
     other = redrawn(subject, whole=True)  # as the report's first draw
     batches = Batches(images, device=torch.device("cpu"), dtype=torch.float32, batch_size=16)
@@ -217,7 +224,13 @@ def test_constants_that_the_procedure_does_not_give_do_not_count():
 def test_the_noise_is_that_of_draws_and_of_resampled_images():
     report = planted_report()
     spreads = [torch.tensor(report[name].draws).clamp_min(0).std() for name in ("relabelled", "random", "redrawn")]
-    assert report.noise >= 2 * max(spreads)
+    for name, spread in zip(("relabelled", "random", "redrawn"), spreads, strict=True):
+        assert report[name].noise >= 2 * spread
+    assert report.noise == report[report.best].noise
+    assert report.margin == report[report.best].margin == min(report[name].margin for name in BY_DEFAULT)
+    for row in (report.circuit, report["refitted"], report["without_circuit"]):
+        assert math.isnan(row.margin)
+        assert math.isnan(row.noise)
     made, images, held_out, circuit = planted()
     several = cc.controls(made.model, circuit, held_out.repeat(4, 1, 1, 1), fit=images, draws=1)
     once = cc.controls(made.model, circuit, held_out, fit=images, draws=1)
@@ -327,45 +340,42 @@ def test_it_shows_as_text_html_table_and_json():
 
 
 def test_the_verdict():
-    asked = {"feature": "layer:3", "where": "the interior"}
+    def said(noise=0.1, *, fitted=True, drawn_once=False, noises=(), **r2):
+        noises = dict.fromkeys(RIVALS, noise) | dict(noises)
+        about = {"feature": "layer:3", "where": "the interior"}
+        return judged(r2, noises, fitted=fitted, drawn_once=drawn_once, **about)
+
     rivals = {"relabelled": -0.004, "random": 0.2, "average_map": 0.1}
-    assert judged(0.7, 0.7, rivals, "random", 0.5, 0.1, fitted=True, drawn_once=False, **asked) == (
+    assert said(circuit=0.7, **rivals) == (
         "found",
         "The circuit of layer:3 was found: R2 on the interior is 0.70; the same graph on other filters, fitted alike, "
         "reaches 0.00, and the best control, a random circuit of equal size, 0.20. The margin of 0.50 is above "
         "its noise of 0.10.",
     )
-    assert judged(
-        0.1,
-        0.1,
-        {"average_map": -0.2, "random": -0.3},
-        "average_map",
-        0.1,
-        0.1,
-        fitted=False,
-        drawn_once=False,
-        **asked,
-    ) == (
+    assert said(circuit=0.1, average_map=-0.2, random=-0.3, fitted=False) == (
         "not found",
         "The circuit of layer:3 was not found: R2 on the interior is 0.10; the best control, the average training "
         "map, reaches -0.20 (less than a constant). The margin of 0.10 is not above its noise of 0.10.",
     )
-    for held, said in (
+    assert said(circuit=0.7, noises={"relabelled": 0.71, "average_map": 0.6}, **rivals) == (
+        "not found",
+        "The circuit of layer:3 was not found: R2 on the interior is 0.70; the same graph on other filters, fitted "
+        "alike, reaches 0.00, and the best control, a random circuit of equal size, 0.20. The margin of 0.50 is above "
+        "its noise of 0.10, but that over the average training map, 0.60, is not above its own, 0.60.",
+    )
+    for held, words in (
         (0.696, "is 0.70; "),
         (0.694, "is 0.70 (0.69 if its kernels are fitted again as the controls are); "),
     ):
-        assert (
-            f"R2 on the interior {said}"
-            in judged(0.7, held, rivals, "random", 0.5, 0.1, fitted=True, drawn_once=False, **asked)[1]
-        )
-    _, sentence = judged(
-        0.7, 0.7, rivals | {"relabelled": 0.3}, "relabelled", 0.4, 0.1, fitted=True, drawn_once=False, **asked
-    )
+        assert f"R2 on the interior {words}" in said(circuit=0.7, refitted=held, **rivals)[1]
+    _, sentence = said(circuit=0.7, **rivals | {"relabelled": 0.3})
     assert "; the best control, the same graph on other filters, fitted alike, reaches 0.30. The" in sentence
-    assert judged(math.nan, math.nan, rivals, "random", math.nan, 0.1, fitted=True, drawn_once=False, **asked) == (
-        "not decided",
-        "Whether the circuit of layer:3 was found is not decided: R2 on the interior, or its noise, is not defined.",
-    )
+    for undefined in ({"circuit": math.nan}, {"circuit": 0.7, "noises": {"average_map": math.nan}}):
+        assert said(**rivals | undefined) == (
+            "not decided",
+            "Whether the circuit of layer:3 was found is not decided: R2 on the interior, or its noise, is not "
+            "defined.",
+        )
 
 
 def test_a_feature_that_does_not_vary_is_not_decided():

@@ -1,7 +1,7 @@
 """Measure the margin of a circuit over its controls: was it found, or made by its constants?"""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from convcircuits.network.laws import checked
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.values.circuit import Circuit
-from convcircuits.values.controls import CHECKS, RIVALS, Control, Controls, closest, judged
+from convcircuits.values.controls import CHECKS, RIVALS, Control, Controls, judged, margins
 from convcircuits.values.feature import at
 from convcircuits.values.report import WHERE
 
@@ -307,34 +307,29 @@ def _report(
         draws.setdefault(name, []).append(value)
         if name not in places or value > float(r2[deciding, places[name]].nan_to_num(-math.inf)):
             places[name] = place
-    rows = {}
-    for name in (name for name in ("circuit", *RIVALS, *CHECKS) if name in places):
-        everywhere, interior, rectified = r2[:, places[name]].tolist()
-        rows[name] = Control(name, everywhere, interior, rectified, tuple(draws[name]))
     figure = {name: float(r2[deciding, place]) for name, place in places.items()}
-    best, held, margin = closest(figure)
+    over = margins(figure)
+    best = next(iter(over))
     generator = torch.Generator().manual_seed(provenance["seed"])
     again = torch.randint(len(crops), (_RESAMPLES, len(crops)), generator=generator)
     weights = torch.zeros(again.shape, dtype=torch.float64)
     resampled = tally.r2(weights.scatter_add_(1, again, torch.ones_like(weights)) @ crops)[:, deciding]
-    margins = resampled[:, places[held]] - resampled[:, places[best]].clamp_min(0)
-    drawn = [torch.tensor(one, dtype=torch.float64).clamp_min(0) for one in draws.values() if len(one) > 1]
-    margins = margins[~margins.isnan()] if len(crops) > 1 else margins[:0]
-    resampling = float(margins.var()) if len(margins) > 1 else math.nan
-    variance = max([float(one.var()) for one in drawn], default=0.0) + resampling
-    noise = 2 * math.sqrt(variance)
+    noises, once = _noises(over, places, draws, resampled if len(crops) > 1 else resampled[:0])
+    rows = {}
+    for name in (name for name in ("circuit", *RIVALS, *CHECKS) if name in places):
+        everywhere, interior, rectified = r2[:, places[name]].tolist()
+        _, margin = over.get(name, (name, math.nan))
+        noise = noises.get(name, math.nan)
+        rows[name] = Control(name, everywhere, interior, rectified, tuple(draws[name]), margin, noise)
     where = WHERE[kind] if inside else "all positions"
+    drawn_once = len(once) == len(over.keys() - {"average_map"})
     verdict, sentence = judged(
-        figure["circuit"],
-        figure[held],
-        {name: figure[name] for name in RIVALS if name in rows},
-        best,
-        margin,
-        noise,
+        figure,
+        noises,
         feature=str(circuit.feature),
         where=where,
         fitted=circuit.calibrated,
-        drawn_once=not drawn,
+        drawn_once=drawn_once,
     )
     notes = [*made.notes]
     if provenance["images"] == provenance["fitted_on"]:
@@ -343,6 +338,12 @@ def _report(
         notes.append(
             f"The {count} images are crops of {len(crops)} photographs, and the noise is of resampled photographs."
         )
+    if not drawn_once:
+        notes += [
+            f"{RIVALS[name].capitalize()} was drawn once: the spread of its draws is taken to be the largest of the "
+            "other controls'."
+            for name in once
+        ]
     if {"without_circuit", "without_random"} <= figure.keys():
         notes.append(
             f"The full model without the circuit's elements has R2 {figure['without_circuit']:z.2f} on {where}, and "
@@ -353,8 +354,8 @@ def _report(
         circuit=rows.pop("circuit"),
         controls=tuple(rows.values()),
         best=best,
-        margin=margin,
-        noise=noise,
+        margin=rows[best].margin,
+        noise=rows[best].noise,
         verdict=verdict,
         verdict_sentence=sentence,
         interior=kind if inside else "unknown",
@@ -364,3 +365,32 @@ def _report(
         notes=tuple(notes),
         provenance=provenance,
     )
+
+
+def _noises(
+    over: Mapping[str, tuple[str, float]],
+    places: Mapping[str, int],
+    draws: Mapping[str, list[float]],
+    resampled: Float[Tensor, "times measured"],
+) -> tuple[dict[str, float], list[str]]:
+    """Return the noise of the margin over each rival, and which rivals were drawn once though another draw may differ.
+
+    Args:
+        over: The rivals, each with the name of what is compared with it, and the margin.
+        places: Name -> where its best draw is in ``resampled``.
+        draws: Name -> R2 of each draw.
+        resampled: R2 on resampled images.
+    """
+    spreads = {
+        name: float(torch.tensor(draws[name], dtype=torch.float64).clamp_min(0).var())
+        for name in over
+        if len(draws[name]) > 1
+    }
+    once = [name for name in over if name not in spreads and name != "average_map"]
+    spreads |= dict.fromkeys(once, max(spreads.values(), default=0.0)) | {"average_map": 0.0}
+    noises = {}
+    for name, (held, _) in over.items():
+        again = resampled[:, places[held]] - resampled[:, places[name]].clamp_min(0)
+        again = again[~again.isnan()]
+        noises[name] = 2 * math.sqrt(spreads[name] + float(again.var())) if len(again) > 1 else math.nan
+    return noises, once

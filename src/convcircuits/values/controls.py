@@ -43,6 +43,10 @@ class Control:
         r2_interior: The same, on the interior.
         r2_rectified: R2 of the rectified map.
         draws: The R2 that decides, of each draw.
+        margin: How much more the circuit reaches, as in ``Controls``; NaN but for rivals.
+        noise: The noise of the margin: two standard deviations, of the control's draws (those below 0 count as 0) and
+            of the margin over resampled held-out images, taken together. The draws of a control that was drawn once are
+            taken to differ as much as those of the other controls do at most.
     """
 
     name: str
@@ -50,14 +54,17 @@ class Control:
     r2_interior: float
     r2_rectified: float
     draws: tuple[float, ...]
+    margin: float = math.nan
+    noise: float = math.nan
 
 
 @dataclass(frozen=True)
 class Controls:
     """How well a circuit does beside controls that were treated alike: whether it was found, or made by its constants.
 
-    A circuit is found if its R2 exceeds that of each rival by more than the noise. R2 on the interior decides, if there
-    is one. The rivals are refitted and trained as the circuit was; of several draws, the best counts. They are
+    A circuit is found if its R2 exceeds that of each rival by more than the noise of that margin. R2 on the interior
+    decides, if there is one. The rivals are refitted and trained as the circuit was; of several draws, the best counts.
+    They are
 
     - ``relabelled``: the circuit's graph on other filters;
     - ``random``: as many random elements in each layer;
@@ -79,9 +86,9 @@ class Controls:
         margin: R2 of the circuit minus that of the best rival, or minus 0, where a constant is, if that is higher. In
             place of the circuit counts ``refitted`` if that is lower, since the rivals were fitted as that was, except
             beside ``refound``, which was fitted all along a descent as the circuit was.
-        noise: Two standard deviations: of the draws of the rival whose draws differ most (those below 0 count as 0),
-            and of the margin over resampled held-out images, or the photographs that they are crops of, taken together.
-        verdict: ``"found"``, ``"not found"``, or ``"not decided"`` if R2 or the noise is undefined.
+        noise: The noise of that margin, as in ``Control``. Where images are crops of the same photographs, these are
+            resampled.
+        verdict: ``"found"``, ``"not found"``, or ``"not decided"`` if R2 or a noise is undefined.
         verdict_sentence: The verdict and its reasons.
         interior: What ``r2_interior`` covers, as in ``Evaluation``; ``"unknown"`` if all positions decide.
         elements: Number of elements that the circuit keeps.
@@ -137,12 +144,12 @@ class Controls:
     def to_pandas(self) -> "pandas.DataFrame":
         """Return the figures as a table with one row for the circuit and each control, indexed by name.
 
-        The columns are ``r2``, ``r2_interior`` and ``r2_rectified``.
+        The columns are ``r2``, ``r2_interior``, ``r2_rectified``, ``margin`` and ``noise``.
 
         Raises:
             ConvCircuitsError: If pandas is not installed (extra ``notebook``).
         """
-        columns = ("control", "r2", "r2_interior", "r2_rectified")
+        columns = ("control", "r2", "r2_interior", "r2_rectified", "margin", "noise")
         return frame(
             [{name: getattr(row, name if name != "control" else "name") for name in columns} for row in self._rows()],
             index="control",
@@ -161,39 +168,37 @@ class Controls:
 
     def _head(self) -> list[str]:
         where = WHERE[self.interior].removeprefix("the ")
-        return [f"on {self.images:,} image{'s' * (self.images != 1)}", "R2", f"R2, {where}", "R2, rectified"]
+        figures = ["R2", f"R2, {where}", "R2, rectified", "margin", "its noise"]
+        return [f"on {self.images:,} image{'s' * (self.images != 1)}", *figures]
 
     def _figures(self) -> list[tuple[Any, ...]]:
-        return [(_NAMES[row.name], row.r2, row.r2_interior, row.r2_rectified) for row in self._rows()]
+        return [
+            (_NAMES[row.name], row.r2, row.r2_interior, row.r2_rectified, row.margin, row.noise) for row in self._rows()
+        ]
 
 
-def closest(r2: Mapping[str, float]) -> tuple[str, str, float]:
-    """Return the rival that comes closest to a circuit, what is compared with it, and the margin.
+def margins(r2: Mapping[str, float]) -> dict[str, tuple[str, float]]:
+    """Return, for each rival, what is compared with it and the margin, the rival that comes closest first.
 
     A trained circuit was fitted all along its descent, and its rivals were not, so what its kernels reach if they are
     fitted as these were counts, if that is less. ``refound`` was fitted all along a descent, too.
 
     Args:
-        r2: Name of the circuit and of each control -> R2.
+        r2: ``"circuit"`` and the name of each control -> R2.
     """
     by_fit = "refitted" if r2.get("refitted", math.inf) < r2["circuit"] else "circuit"
     held = {name: "circuit" if name == "refound" else by_fit for name in RIVALS if name in r2}
-    margins = {name: r2[held[name]] - max(r2[name], 0.0) for name in held}
+    over = {name: (one, r2[one] - max(r2[name], 0.0)) for name, one in held.items()}
 
     def closeness(name: str) -> tuple[float, float]:
-        return (-math.inf, -math.inf) if math.isnan(margins[name]) else (-margins[name], r2[name])
+        return (-math.inf, -math.inf) if math.isnan(over[name][1]) else (over[name][1], -r2[name])
 
-    best = max(held, key=closeness)
-    return best, held[best], margins[best]
+    return {name: over[name] for name in sorted(over, key=closeness)}
 
 
 def judged(
-    circuit: float,
-    held: float,
-    rivals: Mapping[str, float],
-    best: str,
-    margin: float,
-    noise: float,
+    r2: Mapping[str, float],
+    noises: Mapping[str, float],
     *,
     feature: str,
     where: str,
@@ -203,37 +208,41 @@ def judged(
     """Return the verdict on a circuit, and sentences that state and explain it.
 
     Args:
-        circuit: R2 of the circuit.
-        held: R2 that is compared: that of the circuit, or of its kernels, fitted again.
-        rivals: R2 of each rival.
-        best: Name of the best rival.
-        margin: The margin of the circuit.
-        noise: The noise of the margin.
+        r2: ``"circuit"`` and the name of each control -> R2.
+        noises: The name of each rival -> the noise of the margin over it.
         feature: Text form of the feature.
         where: The positions that the figures cover, in words.
         fitted: Whether the circuit, and so its controls, were fitted.
         drawn_once: Whether each control was drawn once, so that the noise is that of the images alone.
     """
-    if math.isnan(margin) or math.isnan(noise):
+    over = margins(r2)
+    best, (held, margin) = next(iter(over.items()))
+    if any(math.isnan(one) or math.isnan(noises[name]) for name, (_, one) in over.items()):
         return (
             "not decided",
             f"Whether the circuit of {feature} was found is not decided: R2 on {where}, or its noise, is not defined.",
         )
-    is_found = margin > noise
+    within = [name for name, (_, one) in over.items() if one <= noises[name]]
     again = ""
-    if f"{held:z.2f}" != f"{circuit:z.2f}":
-        again = f" ({held:z.2f} if its kernels are fitted again as the controls are)"
-    rival = f"{rivals[best]:z.2f}" + (" (less than a constant)" if rivals[best] < 0 else "")
+    if f"{r2[held]:z.2f}" != f"{r2['circuit']:z.2f}":
+        again = f" ({r2[held]:z.2f} if its kernels are fitted again as the controls are)"
+    rival = f"{r2[best]:z.2f}" + (" (less than a constant)" if r2[best] < 0 else "")
     graph = RIVALS["relabelled"] + (", fitted alike," if fitted else "")
     if best == "relabelled":
         reached = f"the best control, {graph.rstrip(',')}, reaches {rival}"
-    elif "relabelled" in rivals:
-        reached = f"{graph} reaches {rivals['relabelled']:z.2f}, and the best control, {RIVALS[best]}, {rival}"
+    elif "relabelled" in r2:
+        reached = f"{graph} reaches {r2['relabelled']:z.2f}, and the best control, {RIVALS[best]}, {rival}"
     else:
         reached = f"the best control, {RIVALS[best]}, reaches {rival}"
-    return "found" if is_found else "not found", (
-        f"The circuit of {feature} was {'' if is_found else 'not '}found: R2 on {where} is {circuit:z.2f}{again}; "
+    other = ""
+    if within and best not in within:
+        other = (
+            f", but that over {RIVALS[within[0]]}, {over[within[0]][1]:z.2f}, is not above its own, "
+            f"{noises[within[0]]:.2f}"
+        )
+    return "not found" if within else "found", (
+        f"The circuit of {feature} was {'not ' if within else ''}found: R2 on {where} is {r2['circuit']:z.2f}{again}; "
         f"{reached}. The margin of {margin:z.2f} is "
-        f"{'' if is_found else 'not '}above its noise of {noise:.2f}"
+        f"{'not ' if best in within else ''}above its noise of {noises[best]:.2f}{other}"
         f"{', that of the images alone, since each control was drawn once' if drawn_once else ''}."
     )
