@@ -25,6 +25,7 @@ from convcircuits.drawing.data import Document
 from convcircuits.drawing.tiles import read_data_url
 from convcircuits.explorer import bundle, circuit_tasks, schemas
 from convcircuits.explorer.bundle import Bundle
+from convcircuits.explorer.downloads import circuit_bundle
 from convcircuits.explorer.jobs import Job
 from convcircuits.explorer.launch import of_bundle
 from convcircuits.explorer.materials import Materials
@@ -328,7 +329,7 @@ def test_a_feature_picture_is_kept_with_its_values(explored):
     explored.job("visualise", layer="2", unit=1, steps=8)
     found = explored.get("layers/2/units/1")["picture"]
     assert found["value"] > found["start"]
-    with Image.open(explored.session.derived("features", "2:1", ".png")) as picture:
+    with Image.open(explored.session.derived.file("features", "2:1", ".png")) as picture:
         assert picture.size == (5, 5)
     answer = explored.request("GET", "layers/2/units/1/picture")
     assert (answer.headers["content-type"], answer.content[:4]) == ("image/png", b"\x89PNG")
@@ -374,9 +375,9 @@ def test_a_damaged_picture_module_or_diagram_is_never_served_and_said_once(explo
     for job in asked.values():
         explored.job(**job)
     files = {
-        "picture": (explored.session.derived("features", "0:3", ".png"), "layers/0/units/3/picture"),
-        "module": (explored.session.derived("modules", circuit, ".safetensors"), f"circuits/{circuit}/module"),
-        "diagram": (explored.session.diagram(store.circuit(circuit)), f"circuits/{circuit}/diagram"),
+        "picture": (explored.session.derived.file("features", "0:3", ".png"), "layers/0/units/3/picture"),
+        "module": (explored.session.derived.file("modules", circuit, ".safetensors"), f"circuits/{circuit}/module"),
+        "diagram": (explored.session.derived.diagram(store.circuit(circuit)), f"circuits/{circuit}/diagram"),
     }
     for what, (file, path) in files.items():
         content = file.read_bytes()
@@ -725,12 +726,12 @@ def test_figures_of_another_basis_do_not_hide_those_that_were_sent(explored, sha
     (one,) = found.store.circuits()
     stale = explored.session.store.report(explored.circuit) | {"basis": "1" * 32, "seconds": 99.0}
     found.store.write_json(found.store.report_file(one.id), stale)
-    report = found.report(one)
+    report = found.derived.report(one)
     assert (report.sent, report.seconds) == (True, explored.session.store.report(one.id)["seconds"])
     assert not found._holds("evaluate", {}, {"circuit": one.id})  # so that it can be measured here
     found.store.write_json(found.store.report_file(one.id), stale | {"basis": "0" * 32})
-    assert (found.report(one).sent, found.report(one).seconds) == (False, 99.0)
-    content = found.bundle(one, {}, photographs=False)
+    assert (found.derived.report(one).sent, found.derived.report(one).seconds) == (False, 99.0)
+    content = circuit_bundle(found, one, {}, photographs=False)
     (tmp_path / "b.zip").write_bytes(content)
     assert Bundle.read(tmp_path / "b.zip").about["options"]["size"] == 16
     found.close()
@@ -774,7 +775,7 @@ def test_a_bundle_without_photographs_shows_parts_of_them_alone(explored, monkey
     (id,) = [one.id for one in explored.session.store.circuits() if one.file == file]
     explored.job("evaluate", circuit=id)
     explored.job("diagram", circuit=id)
-    drawn = Document.from_json(explored.session.document(explored.session.circuit(id)))
+    drawn = Document.from_json(explored.session.derived.document(explored.session.circuit(id)))
     assert drawn.images is not None
     assert drawn.tiles.wholes
     assert told[0] + "." in drawn.meta.notes

@@ -413,7 +413,7 @@ def test_a_diagram_that_is_looked_at_was_used_just_now(explorer):
     file = explorer.store.diagram_file(one.id, "a" * 32, controls=False)
     explorer.store.write_json(file, DRAWN)
     os.utime(file, (1, 1))
-    assert explorer.diagram(one) == file  # as lists of circuits ask, which look at none
+    assert explorer.derived.diagram(one) == file  # as lists of circuits ask, which look at none
     assert file.stat().st_mtime == 1
 
     async def shown():
@@ -600,7 +600,7 @@ def test_a_report_that_was_edited_by_hand_is_no_report(explorer):
     explorer.jobs.about = {"basis": "a" * 32}
     for edited in ({}, {"report": {"images": "many"}, "photographs": {}, "seconds": 1}):
         explorer.store.write_json(explorer.store.report_file(one.id), {"circuit": one.id, "basis": "a" * 32} | edited)
-        assert explorer.report(one) is None
+        assert explorer.derived.report(one) is None
         assert not explorer.store.report_file(one.id).exists()
 
 

@@ -5,47 +5,23 @@ No text of a request becomes a path. It is looked up in tables that the folder a
 
 import contextlib
 import hashlib
-import io
-import json
-import math
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from fastapi import HTTPException
-from PIL import Image
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from convcircuits import seals
-from convcircuits.drawing.data import (
-    LONGEST_LABEL,
-    LONGEST_NOTE,
-    Document,
-    Note,
-    View,
-    check_view,
-    filter_names,
-    view_from_dict,
-    view_to_dict,
-)
-from convcircuits.drawing.page import page
-from convcircuits.drawing.tiles import OPTIMIZED, with_target_picture
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer import bundle, schemas
 from convcircuits.explorer.circuit_file import CircuitFile
+from convcircuits.explorer.derived import Derived
 from convcircuits.explorer.jobs import Events, Job, Jobs, UnavailableError
 from convcircuits.explorer.layer_file import LayerFile
 from convcircuits.explorer.opening import Opening
-from convcircuits.explorer.store import Store, curve_key, filters_noted, note_key
-from convcircuits.texts import names
-from convcircuits.values.verdict import R2, is_of_interior
-from convcircuits.version import __version__
-
-Answer = TypeVar("Answer", bound=BaseModel)
+from convcircuits.explorer.store import Store, note_key
 
 
 class Session:
@@ -63,6 +39,7 @@ class Session:
         self.opening, self.read_only, self.events = opening, read_only, Events()
         self.store = Store(opening.project, read_only=read_only, atlases=opening.atlases)
         self.jobs = Jobs(opening, self.store, self.events)
+        self.derived = Derived(self.store, self.jobs)
         self.store.on_remark = lambda text: self.events.publish("remark", {"text": text})
         if opening.bundle is not None:
             try:
@@ -75,8 +52,6 @@ class Session:
         self.closing = False
         self.notes = threading.Lock()
         self._weights: dict[str, str] = {}  # layer -> hash of the weights up to it
-        self._whole: dict[Path, tuple[int, int]] = {}  # derived files that were checked, and their state
-        self._controls: dict[Path, tuple[tuple[int, int], Any]] = {}  # diagram -> its state, what its controls say
 
     def _ready(self) -> None:
         """Start the index, or continue it, as soon as the model is loaded, or another one in its place."""
@@ -217,9 +192,9 @@ class Session:
             "kept": one.kept,
             "relevant": header["relevant"],
             "density": one.kept / max(1, header["relevant"]),
-            "report": self.report(one),
-            "diagram": self.diagram(one) is not None,
-            "controls": self.controls(one),
+            "report": self.derived.report(one),
+            "diagram": self.derived.diagram(one) is not None,
+            "controls": self.derived.controls(one),
             "same_weights": self.same_weights(one),
             "group": str(origin.get("group", "")),
         }
@@ -273,98 +248,14 @@ class Session:
 
     def splits(self, layer: str, unit: int) -> list[schemas.Split]:
         """Return the divisions of a unit's photographs."""
-        return [one for one in self._splits() if (one.layer, one.unit) == (layer, unit)]
+        return [one for one in self.derived.splits(self.about()["basis"]) if (one.layer, one.unit) == (layer, unit)]
 
     def split(self, id: str) -> schemas.Split:
         """Return a division of a unit's photographs."""
-        found = next((one for one in self._splits() if one.id == id), None)
+        found = next((one for one in self.derived.splits(self.about()["basis"]) if one.id == id), None)
         if found is None:
             raise HTTPException(404, f"There is no division {id} of these photographs in the project.")
         return found
-
-    def _splits(self) -> list[schemas.Split]:
-        basis = self.about()["basis"]
-        some = [
-            self._valid(schemas.Split, content, file)
-            for file, content in self.store.splits()
-            if content.get("basis") == basis
-        ]
-        return [one for one in some if one is not None]
-
-    def _valid(self, schema: type[Answer], content: Mapping[str, Any], file: Path) -> Answer | None:
-        """Return a derived file's content as a value, or None if it was damaged or edited."""
-        try:
-            return schema(**content)
-        except (ValidationError, TypeError) as error:
-            self.store.damaged(file, error)
-            return None
-
-    def record(self, kind: str, name: str, schema: type[Answer]) -> Answer | None:
-        """Return a derived record if it is of this model and these photographs."""
-        about = self.jobs.about
-        content = None if about is None else self.store.record(kind, name, about["basis"])
-        if about is None or content is None:
-            return None
-        file = self.store.derived(kind, name, about["basis"])
-        self.store.used(file)
-        return self._valid(schema, content, file)
-
-    def derived(self, kind: str, name: str, suffix: str) -> Path | None:
-        """Return a derived file if it is of this model and these photographs, and whole."""
-        about = self.jobs.about
-        file = None if about is None else self.store.derived(kind, name, about["basis"], suffix)
-        return file if file is not None and self.whole(file) else None
-
-    def whole(self, file: Path) -> bool:
-        """Return whether a picture, a module or a document is there, and what it should be; if so, it counts as used.
-
-        A damaged one is removed and reported, so that it can be made again.
-        """
-        with contextlib.suppress(OSError):
-            if self._whole.get(file) != _state(file):
-                content = self.store.content(file)
-                if content is None:
-                    return False
-                try:
-                    _check(content, file.suffix)
-                except MemoryError:
-                    raise
-                except Exception as error:  # a damaged file makes its readers raise nearly anything
-                    self.store.damaged(file, error)
-                    return False
-            known = self._controls.get(file)
-            before = _state(file)
-            self.store.used(file)
-            self._whole[file] = now = _state(file)
-            if known is not None and known[0] == before:  # it is the same file, with another time
-                self._controls[file] = now, known[1]
-            return True
-        return False
-
-    def picture(self, unit: str) -> schemas.FeaturePicture | None:
-        """Return what is known of a unit's feature picture, if it was made and is there."""
-        found = self.record("features", unit, schemas.FeaturePicture)
-        there = found is not None and (found.value is None or self.derived("features", unit, ".png") is not None)
-        return found if there else None
-
-    def module(self, one: CircuitFile) -> schemas.Module | None:
-        """Return what a circuit's module costs, if it was extracted and is there."""
-        there = self.derived("modules", one.id, ".safetensors") is not None
-        return self.record("modules", one.id, schemas.Module) if there else None
-
-    def document(self, one: CircuitFile) -> bytes | None:
-        """Return a circuit's diagram, if it was drawn and is there."""
-        file = next((file for file in self._diagrams(one) if self.whole(file)), None)
-        return None if file is None else self.store.content(file)
-
-    def trajectory(self, layer: str, unit: int) -> schemas.TrajectoryOfUnit | None:
-        """Return a unit's photographs, placed layer by layer, if they were."""
-        return self.record("trajectories", f"{layer}:{unit}", schemas.TrajectoryOfUnit)
-
-    def curve(self, one: CircuitFile) -> schemas.Curve | None:
-        """Return the density curve of a circuit's recipe, if it was measured."""
-        key = curve_key(one.header["provenance"])
-        return None if key is None else self.record("curves", key, schemas.Curve)
 
     def labels(self, layer: str) -> dict[int, dict[str, Any]]:
         """Return the notes on a layer's units, by unit."""
@@ -445,200 +336,6 @@ class Session:
         layers = [{**layer, "alias": known.get(layer["layer"], {}).get("alias", "")} for layer in found["layers"]]
         return {**found, "layers": layers}
 
-    def diagram(self, one: CircuitFile) -> Path | None:
-        """Return the file of a circuit's diagram, if it is of what is open; with controls if any."""
-        return next((file for file in self._diagrams(one) if file.is_file()), None)
-
-    def _diagrams(self, one: CircuitFile) -> list[Path]:
-        """Return where a circuit's diagrams are or would be, first the one with controls."""
-        about = self.jobs.about
-        return [self.store.diagram_file(one.id, about["basis"], controls=c) for c in (True, False)] if about else []
-
-    def controls(self, one: CircuitFile) -> Any:
-        """Return what the controls in a circuit's diagram say of it; None if none were fitted."""
-        about = self.jobs.about
-        if about is None:
-            return None
-        file = self.store.diagram_file(one.id, about["basis"], controls=True)
-        try:
-            state = _state(file)
-        except OSError:
-            return None
-        if self._controls.get(file, (None, None))[0] != state:
-            said = self.store.read_json(file)
-            try:
-                verdict = said["variants"][0]["fidelity"]["controls"]["verdict"]
-            except (TypeError, KeyError, IndexError):  # none could be fitted, or it is no document
-                verdict = None
-            self._controls[file] = state, verdict if verdict in ("found", "not found", "not decided") else None
-        return self._controls[file][1]
-
-    def report(self, one: CircuitFile) -> schemas.Report | None:
-        """Return the report on a circuit, if this version made it with this model and these photographs.
-
-        If there is none, return the one that came with it in a bundle.
-        """
-        about = self.jobs.about
-        if about is None:
-            return None
-        saved = self.store.report(one.id)
-        own = None
-        if saved is not None and saved.get("basis") == about["basis"]:
-            own = self._report(one, saved, sent=False)
-        sent = self.store.report(one.id, sent=True) if own is None else None
-        return own if sent is None else self._report(one, sent, sent=True)
-
-    def _report(self, one: CircuitFile, saved: Mapping[str, Any], *, sent: bool) -> schemas.Report | None:
-        """Return a report as it is answered, or None if it was damaged or edited."""
-        try:
-            figures, photographs = saved["report"], saved["photographs"]
-            roles = {role: photographs.get(role, []) for role in ("found_on", "validated_on", "held_out")}
-            if sent:
-                here = {*self.about()["ids"].values()}
-                roles = {role: [id for id in ids if id in here] for role, ids in roles.items()}
-            return schemas.Report(
-                images=figures["images"],
-                whole=_whole(one.header["provenance"]),
-                **roles,
-                found_on_verified=bool(saved.get("verified")),
-                verdict=figures["verdict"],
-                verdict_sentence=figures["verdict_sentence"],
-                of_interior=is_of_interior(figures["verdict"], *_r2s(figures)),
-                figures=figures,
-                seconds=saved["seconds"],
-                sent=sent,
-            )
-        except (ValidationError, TypeError, KeyError, AttributeError) as error:
-            self.store.damaged(self.store.report_file(one.id, sent=sent), error)
-            return None
-
-    def bundle(self, one: CircuitFile, commands: Mapping[str, Any], *, photographs: bool) -> bytes:
-        """Return the content of a bundle of a circuit.
-
-        Args:
-            one: The circuit.
-            commands: The command and the Python that find it again, as far as they are known.
-            photographs: Whether to add the photographs that it was found and measured on. Else its diagram shows only
-                parts of them.
-
-        Raises:
-            ConvCircuitsError: If the photographs are not recorded, not here any more, no files of a folder, or too
-                large.
-        """
-        about, diagram = self.about(), self.diagram(one)
-        report = self.store.report(one.id) if self._is_measured(one) else None
-        document = None if diagram is None else self._document(diagram)
-        if not photographs:
-            report = None if report is None else bundle.unnamed(report, about["ids"])
-            document = None if document is None else bundle.unpictured(document, about["ids"])
-        files = bundle.circuit_files(self.content(one), report, document)
-        if photographs:
-            files |= self._photographs(one, bundle.MOST - sum(map(len, files.values())))
-        what = {
-            "circuit": one.id,
-            "file": one.name,
-            "model": about["name"],
-            "weights": about["weights"],
-            "basis": about["basis"],
-            "images": self.opening.images,
-            "options": {
-                "size": self.opening.size,
-                "mean": self.opening.mean,
-                "std": self.opening.std,
-                "weights": self.opening.weights and Path(self.opening.weights).name,
-            },
-            "controls": diagram is not None and "-controls-" in diagram.name,
-            "note": self.store.note(f"circuit {one.id}"),
-            "unit_note": self._note_of_unit(one),
-            "filter_notes": filters_noted(self.store.notes(), one.id),
-            "version": __version__,
-            **commands,
-        }
-        return bundle.packed(what, files)
-
-    def _photographs(self, one: CircuitFile, most: int) -> dict[str, bytes]:
-        """Return the photographs that a circuit was found and measured on, by their names in a bundle."""
-        named = one.header["provenance"].get("photographs") or {}
-        wanted = sorted({name for some in named.values() for name in some})
-        ids, files = self.about()["ids"], {}  # of copies too, whose names the circuit may have
-        missing = [name for name in wanted if name not in ids]
-        if missing or not wanted:
-            what = f"{names(missing)}, which it names, are not here" if missing else "it does not say which they are"
-            raise ConvCircuitsError(f"The photographs of {one.name} cannot be added: {what}. Leave them out.")
-        for name in wanted:
-            files[bundle.photograph_name(name)] = content = self.jobs.ask("source", ids[name])
-            most -= len(content)
-            if most < 0:
-                raise bundle.too_large()
-        return files
-
-    def page(self, one: CircuitFile, view: str | None) -> str | None:
-        """Return a circuit's diagram as one HTML file; None: it is not drawn.
-
-        It has the notes on the circuit, its filters and its unit, and the unit's feature picture, if that was made.
-
-        Args:
-            one: The circuit.
-            view: What is shown of it, as JSON; by default the document's own view.
-
-        Raises:
-            ConvCircuitsError: If the view is none of this diagram, or a note cannot be shown.
-        """
-        file = self.diagram(one)
-        document = None if file is None else self._document(file)
-        if document is None:
-            return None
-        if view is not None:
-            document = replace(document, view=_view(document, view))
-        feature = one.header["feature"]
-        name = f"{feature['layer']}:{feature['unit']}"
-        with self.notes:
-            unit, own = self._note_of_unit(one), self.store.note(f"circuit {one.id}")
-            filters = filters_noted(self.store.notes(), one.id)
-        document = self._with_picture(_with_notes(document, filters), one)
-        label = unit.get("label", "")[:LONGEST_LABEL]
-        if label and all(note.node != document.target for note in document.view.notes):
-            notes = (*document.view.notes, Note(document.target, label))
-            document = replace(document, view=replace(document.view, notes=notes))
-        texts = [
-            (f"{what}: {note['label']}" if note.get("label") else what, note.get("text", ""))
-            for what, note in ((f"Unit {name}", unit), ("Circuit", own))
-            if note.get("label") or note.get("text")
-        ]
-        return page(document, texts)
-
-    def _document(self, file: Path) -> Document | None:
-        """Return the document in a file, or None if it is missing or damaged."""
-        content = self.store.content(file)
-        try:
-            return None if content is None else Document.from_json(content)
-        except ConvCircuitsError as error:
-            self.store.damaged(file, error)
-            return None
-
-    def _note_of_unit(self, one: CircuitFile) -> dict[str, Any]:
-        """Return the note on a circuit's unit; empty if there is none, or it is of no unit of this model."""
-        unit = self._unit_of(one)
-        return {} if unit is None else self.store.note(self.noted("unit", unit))
-
-    def _with_picture(self, document: Document, one: CircuitFile) -> Document:
-        """Return a circuit's diagram with the feature picture of its unit, if that was made."""
-        unit = self._unit_of(one)
-        file = None if unit is None else self.derived("features", unit, ".png")
-        content = None if file is None else self.store.content(file)
-        if content is None:
-            return document
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-        return with_target_picture(document, OPTIMIZED.format("the full model"), pixels)
-
-    def _unit_of(self, one: CircuitFile) -> str | None:
-        """Return the unit that a circuit is of, such as ``features.7:24``; None if it is of no unit of this model."""
-        feature = one.header["feature"]
-        if not isinstance(feature["unit"], int) or self.same_weights(one) is False:
-            return None
-        return f"{feature['layer']}:{feature['unit']}"
-
     def submit(self, asked: dict[str, Any]) -> Job:
         """Queue a job, or return the one that was asked for before."""
         kind = asked.pop("kind")
@@ -652,37 +349,32 @@ class Session:
         if kind == "split":
             known = {one.id for one in self.store.circuits()}
             whole = known.issuperset(result.get("circuits", ()))
-            return whole and any(one.id == result.get("split") for one in self._splits())
+            return whole and any(one.id == result.get("split") for one in self.derived.splits(self.about()["basis"]))
         if kind == "visualise":
-            picture = self.picture(f"{asked['layer']}:{asked['unit']}")
+            picture = self.derived.picture(f"{asked['layer']}:{asked['unit']}")
             return picture is not None and picture.steps == asked["steps"]
         if kind == "trajectory":
-            found = self.trajectory(asked["layer"], asked["unit"])
+            found = self.derived.trajectory(asked["layer"], asked["unit"])
             return found is not None and found.asked == {key: asked[key] for key in ("method", "split", "seed")}
         if kind == "neighbours":
-            return self.record("neighbours", asked["layer"], schemas.NeighboursOfLayer) is not None
+            return self.derived.record("neighbours", asked["layer"], schemas.NeighboursOfLayer) is not None
         if kind == "compare":
-            return self.derived("comparisons", f"{asked['a']}-{asked['b']}", ".json") is not None
+            return self.derived.file("comparisons", f"{asked['a']}-{asked['b']}", ".json") is not None
         circuit = self.store.circuit(str(result.get("circuit")))
         if circuit is None:
             return False
         if kind == "diagram":
             basis = self.about()["basis"]
-            return self.whole(self.store.diagram_file(circuit.id, basis, controls=asked["controls"]))
+            return self.derived.whole(self.store.diagram_file(circuit.id, basis, controls=asked["controls"]))
         if kind == "sweep":
-            curve = self.curve(circuit)
+            curve = self.derived.curve(circuit)
             shares = None if curve is None else [point.density for point in curve.points]
             known = {one.id for one in self.store.circuits()}
             there = known.issuperset(result.get("circuits", ()))
             return there and shares == sorted({*asked["densities"]}, reverse=True)
         if kind == "extract":
-            return self.module(circuit) is not None
-        return kind in ("ablate", "put_back") or self._is_measured(circuit)
-
-    def _is_measured(self, one: CircuitFile) -> bool:
-        """Return whether a circuit was measured here."""
-        report = self.report(one)
-        return report is not None and not report.sent
+            return self.derived.module(circuit) is not None
+        return kind in ("ablate", "put_back") or self.derived.is_measured(circuit)
 
     def noted(self, kind: str, of: str) -> str:
         """Return the key of a note: a unit's belongs to the weights of its model."""
@@ -693,66 +385,3 @@ class Session:
         self.closing = True
         self.jobs.close()
         self.store.close()
-
-
-def _state(file: Path) -> tuple[int, int]:
-    """Return when a file was written, in nanoseconds, and its size."""
-    status = file.stat()
-    return status.st_mtime_ns, status.st_size
-
-
-def _check(content: bytes, suffix: str) -> None:
-    """Raise an error unless a derived file's content is what it should be."""
-    if suffix == ".png":
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-            if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                raise ValueError("it is too large")
-            picture.verify()  # its checksums; it is not decoded
-    elif suffix == ".safetensors":
-        if not seals.is_sealed(content, json.loads(seals.metadata(content)[seals.KEY])):
-            raise ValueError("its checksum does not match")
-    else:
-        Document.from_json(content.decode())
-
-
-def _r2s(figures: Mapping[str, Any]) -> tuple[R2, R2, R2]:
-    """Return R2 of a circuit, of the average map and of a random circuit, from a report's JSON values."""
-    circuit, average_map, random = (
-        R2(*(math.nan if figures[name] is None else float(figures[name]) for name in (name, f"{name}_interior")))
-        for name in ("r2", "r2_average_map", "r2_random")
-    )
-    return circuit, average_map, random
-
-
-def _whole(provenance: Mapping[str, Any]) -> bool:
-    """Return whether a circuit is of whole photographs: chosen by hand, or those with a box."""
-    recipe = provenance.get("recipe")
-    return "whole_photographs" in provenance or (isinstance(recipe, Mapping) and recipe.get("boxes") is not None)
-
-
-def _with_notes(document: Document, noted: Mapping[str, Mapping[str, Any]]) -> Document:
-    """Return a diagram with the notes on its filters, but for those that it has notes on already."""
-    there = {note.node for note in document.view.notes}
-    more = [
-        Note(node, noted[name].get("label", "")[:LONGEST_LABEL], noted[name].get("text", "")[:LONGEST_NOTE])
-        for node, name in filter_names(document).items()
-        if node not in there and any(noted.get(name, {}).get(what) for what in ("label", "text"))
-    ]
-    return replace(document, view=replace(document.view, notes=(*document.view.notes, *more)))
-
-
-def _view(document: Document, said: str) -> View:
-    """Return the view of a diagram that a page's address holds.
-
-    Raises:
-        ConvCircuitsError: If it is none of this diagram.
-    """
-    try:
-        given = json.loads(said)
-    except (ValueError, RecursionError) as error:
-        raise ConvCircuitsError("The view is no JSON.") from error
-    if not isinstance(given, dict):
-        raise ConvCircuitsError("The view is no JSON object.")
-    view = view_from_dict({**view_to_dict(document.view), **given})
-    check_view(document, view)
-    return view

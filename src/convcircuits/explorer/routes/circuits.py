@@ -8,6 +8,7 @@ from fastapi import FastAPI, HTTPException, Query, Response
 
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer import schemas
+from convcircuits.explorer.downloads import circuit_bundle, diagram_page
 from convcircuits.explorer.routes.fields import PROBLEMS, IdInPath, IdInQuery
 from convcircuits.explorer.session import Session
 from convcircuits.values.recipe import Recipe
@@ -37,7 +38,7 @@ def add(app: FastAPI, session: Session) -> None:
         """A circuit, its figures and how it was found."""
         one = session.circuit(circuit)
         origin = dict(one.header.get("provenance", {}))
-        curve, module = (None, None) if one.problem else (session.curve(one), session.module(one))
+        curve, module = (None, None) if one.problem else (session.derived.curve(one), session.derived.module(one))
         return schemas.Circuit(
             **session.card(one),
             provenance=origin,
@@ -54,7 +55,7 @@ def add(app: FastAPI, session: Session) -> None:
     def diagram(circuit: IdInPath) -> Response:
         """The document of its diagram, which the job ``diagram`` makes."""
         one = session.circuit(circuit)
-        document = session.document(one)
+        document = session.derived.document(one)
         if document is None:
             raise HTTPException(404, "This circuit has not been drawn yet; the job diagram does that.")
         return Response(document, media_type="application/json")
@@ -90,7 +91,7 @@ def add(app: FastAPI, session: Session) -> None:
     def module(circuit: IdInPath) -> Response:
         """The circuit as a module, as ``convcircuits extract`` writes it; the job ``extract`` makes it."""
         one = session.circuit(circuit)
-        found = session.derived("modules", one.id, ".safetensors")
+        found = session.derived.file("modules", one.id, ".safetensors")
         content = None if found is None else session.store.content(found)
         if content is None:
             raise HTTPException(404, "This circuit has not been extracted yet; the job extract does that.")
@@ -111,7 +112,7 @@ def add(app: FastAPI, session: Session) -> None:
         one = session.circuit(circuit)
         if one.problem:
             raise HTTPException(422, one.problem)
-        text = session.page(one, view)
+        text = diagram_page(session, one, view)
         if text is None:
             raise HTTPException(404, "This circuit has not been drawn yet; the job diagram does that.")
         return _download(text.encode(), f"{one.file.stem}.html", "text/html; charset=utf-8")
@@ -131,7 +132,7 @@ def add(app: FastAPI, session: Session) -> None:
         if one.problem:
             raise HTTPException(422, one.problem)
         origin = dict(one.header["provenance"])
-        content = session.bundle(one, _found_again(origin, one.file.name), photographs=photographs)
+        content = circuit_bundle(session, one, _found_again(origin, one.file.name), photographs=photographs)
         return _download(content, f"{one.file.stem}.zip", "application/zip")
 
     @get(
@@ -142,7 +143,7 @@ def add(app: FastAPI, session: Session) -> None:
     def compare(a: IdInQuery, b: IdInQuery) -> Response:
         """The diagram of two circuits, which the job ``compare`` draws."""
         first, second = session.circuit(a), session.circuit(b)
-        found = session.derived("comparisons", f"{first.id}-{second.id}", ".json")
+        found = session.derived.file("comparisons", f"{first.id}-{second.id}", ".json")
         document = None if found is None else session.store.content(found)
         if document is None:
             raise HTTPException(404, "These circuits have not been compared yet; the job compare does that.")

@@ -64,7 +64,7 @@ def add(app: FastAPI, session: Session) -> None:
         found, _ = session.indexed(one)
         circuits, others = session.circuits_of(one["name"], unit)
         name = f"{one['name']}:{unit}"
-        picture = session.picture(name)
+        picture = session.derived.picture(name)
         return schemas.Unit(
             layer=one["name"],
             alias=one["alias"],
@@ -77,8 +77,8 @@ def add(app: FastAPI, session: Session) -> None:
             other_circuits=others,
             splits=[schemas.SplitCard(**each.model_dump()) for each in session.splits(one["name"], unit)],
             picture=picture,
-            trajectory=session.trajectory(one["name"], unit) is not None,
-            neighbours=session.record("neighbours", one["name"], schemas.NeighboursOfLayer) is not None,
+            trajectory=session.derived.trajectory(one["name"], unit) is not None,
+            neighbours=session.derived.record("neighbours", one["name"], schemas.NeighboursOfLayer) is not None,
         )
 
     @get("/api/v1/layers/{layer}/units/{unit}/examples")
@@ -130,7 +130,7 @@ def _add_derived(app: FastAPI, session: Session) -> None:
         """The picture that drives a unit most, which the job ``visualise`` makes."""
         one = session.layer(layer)
         session.unit(one, unit)
-        file = session.derived("features", f"{one['name']}:{unit}", ".png")
+        file = session.derived.file("features", f"{one['name']}:{unit}", ".png")
         content = None if file is None else session.store.content(file)
         if content is None:
             raise HTTPException(404, f"There is no picture of unit {unit} yet; the job visualise makes it.")
@@ -141,7 +141,7 @@ def _add_derived(app: FastAPI, session: Session) -> None:
         """The units of the same layer with correlated maps, which the job ``neighbours`` finds."""
         one = session.layer(layer)
         session.unit(one, unit)
-        found = session.record("neighbours", one["name"], schemas.NeighboursOfLayer)
+        found = session.derived.record("neighbours", one["name"], schemas.NeighboursOfLayer)
         if found is None:
             raise HTTPException(
                 404, f"The maps of {one['name']} have not been correlated yet; the job neighbours does."
@@ -168,7 +168,7 @@ def _add_derived(app: FastAPI, session: Session) -> None:
         """A unit's photographs placed layer by layer, which the job ``trajectory`` does."""
         one = session.layer(layer)
         session.unit(one, unit)
-        found = session.trajectory(one["name"], unit)
+        found = session.derived.trajectory(one["name"], unit)
         if found is None:
             raise HTTPException(404, "The photographs of this unit have not been placed yet; the job trajectory does.")
         called = {layer["name"]: layer["alias"] for layer in session.about()["layers"]}
