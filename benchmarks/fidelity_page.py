@@ -79,6 +79,23 @@ class Curve:
         return float(r2[below - 1] + part * (r2[below] - r2[below - 1]))
 
 
+_DRAWABLE = """\
+## Drawable circuits: 12 filters a layer, 6 kernels a filter
+
+Median (least to most) over units, inside. *Found anew*, the strictest control: what the same descent finds, aimed at
+the same map, in a copy of the network whose kernels are shuffled within each layer.
+"""
+_EACH = """\
+### Each unit
+
+With controls of equal size, fitted and trained alike on the same photographs; best of three draws, inside.
+*Relabelled*: the circuit's graph on other filters. *Redrawn*: the same graph of shuffled weights, aiming at the
+feature's map. *Found anew*: as above; one draw, or the best of as many as stand in parentheses. *Random*: other
+kernels, as many in each layer. *Refitted*: the circuit's own kernels, fitted again in the same way. *Margin*: of the
+circuit over the one found anew, and of the circuit, or the refitted one if that is lower, over relabelled, redrawn,
+random and average map; the least. *Removed*: the full model without the circuit's kernels / without as many random
+ones, which nothing makes up for.
+"""
 _STALE = (
     "*Verdicts in parentheses* are of older records, whose controls were trained from their refits alone. Most of the\n"
     "relabelled graphs are the same everywhere then, pass no gradient on and stay so: these controls are too weak, and "
@@ -289,68 +306,140 @@ def _at_sizes(curves: dict[str, dict[Unit, Curve]]) -> str:
     return "\n\n".join(parts)
 
 
-def _drawable(records: Sequence[dict[str, Any]]) -> str:
-    rows, remarks = [], set[str]()
-    for record in records:
-        if (report := record.get("controls")) is None:
-            continue
-        row, controls = record["rows"][-1], {one["name"]: one for one in report["controls"]}
+@dataclass(frozen=True)
+class Drawn:
+    """The circuit of a descent that can be drawn, beside its controls.
+
+    Attributes:
+        record: The record of the descent.
+        controls: Name -> the figures of the control.
+        margin: As it is recorded, or, for older records, as it is measured now.
+        noise: The noise of the margin.
+        verdict: Whether the circuit was found.
+        of_refitted: Whether the noise is of the difference that older records' margins were of.
+        stale: Whether controls were trained from their refits alone, as those of older records were.
+        unpolished: Whether the circuit was trained without L-BFGS, as those of older records were.
+        any_sign: Whether gains of a trained circuit could be below 0, as in older records.
+    """
+
+    record: dict[str, Any]
+    controls: dict[str, dict[str, Any]]
+    margin: float | None
+    noise: float | None
+    verdict: str
+    of_refitted: bool
+    stale: bool
+    unpolished: bool
+    any_sign: bool
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "Drawn":
+        """Read a record that has controls."""
+        report, learned = record["controls"], record["run"] == "learned"
+        controls = {one["name"]: one for one in report["controls"]}
         treated = report["provenance"].get("treated") or {}
-        stale = record["run"] == "learned" and "starts" not in treated.get("trained", {})
         made = (report["provenance"].get("circuit") or {}).get("calibration", {})
-        unpolished = record["run"] == "learned" and not made.get("trained", {}).get("polish")
-        any_sign = record["run"] == "learned" and not made.get("positive")
-        remarks |= {_STALE} if stale else set()
-        remarks |= {_UNPOLISHED} if unpolished else set()
-        remarks |= {_ANY_SIGN} if any_sign else set()
-        circuit = report["circuit"]
-        margin, noise, verdict = report["margin"], report["noise"], report["verdict"]
-        inside = {name: one["r2_interior"] for name, one in (controls | {"circuit": circuit}).items()}
+        inside = {name: one["r2_interior"] for name, one in (controls | {"circuit": report["circuit"]}).items()}
         over = margins({name: math.nan if one is None else one for name, one in inside.items()})
-        _, again = next(iter(over.values()))
+        margin, noise, (_, again) = report["margin"], report["noise"], next(iter(over.values()))
         of_refitted = margin is not None and noise is not None and again > margin + 1e-9
-        if of_refitted:
-            margin, verdict = again, "found" if again > noise else "not found"
-        remarks |= {_OF_REFITTED} if of_refitted else set()
-        cells = {name: _figure(one["r2_interior"]) for name, one in controls.items()}
-        if len(controls.get("refound", {}).get("draws", ())) > 1:
-            cells["refound"] += f" ({len(controls['refound']['draws'])})"
-        rows.append(
-            [
-                f"{record['net']} `{record['layer']}`:{record['unit']['unit']}",
-                record["run"] + (", unpolished" if unpolished else "") + (", any sign" if any_sign else ""),
-                f"{row['kernels']} ({row['kernels'] / row['relevant']:.2%})",
-                f"{row['constants']}",
-                f"**{_figure(circuit['r2_interior'])}**",
-                _figure(circuit["r2"]),
-                _figure(circuit["r2_rectified"]),
-                *(
-                    cells.get(name, "-")
-                    for name in ("relabelled", "redrawn", "refound", "random", "refitted", "average_map")
-                ),
-                f"{_figure(margin)} ({'~' if of_refitted else ''}{_figure(noise)})",
-                f"({verdict})" if stale else verdict,
-                " / ".join(cells.get(name, "-") for name in ("without_circuit", "without_random")),
-            ]
+        return cls(
+            record,
+            controls,
+            again if of_refitted else margin,
+            noise,
+            ("found" if again > noise else "not found") if of_refitted else report["verdict"],
+            of_refitted,
+            stale=learned and "starts" not in treated.get("trained", {}),
+            unpolished=learned and not made.get("trained", {}).get("polish"),
+            any_sign=learned and not made.get("positive"),
         )
-    if not rows:
+
+    @property
+    def circuit(self) -> dict[str, Any]:
+        """The figures of the circuit."""
+        figures: dict[str, Any] = self.record["controls"]["circuit"]
+        return figures
+
+    @property
+    def kernels(self) -> int:
+        """Number of kernels that it keeps."""
+        return int(self.record["rows"][-1]["kernels"])
+
+    def cells(self) -> list[str]:
+        """Return the row of the table of all units."""
+        row, circuit = self.record["rows"][-1], self.circuit
+        inside = {name: _figure(one["r2_interior"]) for name, one in self.controls.items()}
+        if len(self.controls.get("refound", {}).get("draws", ())) > 1:
+            inside["refound"] += f" ({len(self.controls['refound']['draws'])})"
+        rivals = ("relabelled", "redrawn", "refound", "random", "refitted", "average_map")
+        return [
+            f"{self.record['net']} `{self.record['layer']}`:{self.record['unit']['unit']}",
+            self.record["run"] + ", unpolished" * self.unpolished + ", any sign" * self.any_sign,
+            f"{self.kernels} ({self.kernels / row['relevant']:.2%})",
+            f"{row['constants']}",
+            f"**{_figure(circuit['r2_interior'])}**",
+            _figure(circuit["r2"]),
+            _figure(circuit["r2_rectified"]),
+            *(inside.get(name, "-") for name in rivals),
+            f"{_figure(self.margin)} ({'~' * self.of_refitted}{_figure(self.noise)})",
+            f"({self.verdict})" if self.stale else self.verdict,
+            " / ".join(inside.get(name, "-") for name in ("without_circuit", "without_random")),
+        ]
+
+
+def _drawable(records: Sequence[dict[str, Any]]) -> str:
+    drawn = [Drawn.of(record) for record in records if record.get("controls") is not None]
+    if not drawn:
         return ""
+    remarks = {
+        _STALE: any(one.stale for one in drawn),
+        _UNPOLISHED: any(one.unpolished for one in drawn),
+        _ANY_SIGN: any(one.any_sign for one in drawn),
+        _OF_REFITTED: any(one.of_refitted for one in drawn),
+    }
     heads = "unit,run,kernels,constants,inside,all,rectified,relabelled,redrawn,found anew,random,refitted,average map"
     heads += ",margin (noise),verdict,removed"
     return (
-        "## Drawable circuits: 12 filters a layer, 6 kernels a filter\n\nWith controls of equal size, fitted and "
-        "trained alike on the same photographs; best of three draws, inside. *Relabelled*: the\ncircuit's graph on "
-        "other filters. *Redrawn*: the same graph of shuffled weights, aiming at the feature's map. *Found anew*: the\n"
-        "whole descent in a copy of the network whose kernels are shuffled within each layer, aiming at the feature's "
-        "map; one draw, or the best of as many as stand in parentheses.\n*Random*: other kernels, as many in each "
-        "layer. *Refitted*: the circuit's own kernels, fitted again in the same way. *Margin*: of\nthe circuit over "
-        "the one found anew, and of the circuit, or the refitted one if that is lower, over relabelled, redrawn, "
-        "random\nand average map; the least. *Removed*: the full model without the circuit's kernels / without as many "
-        "random ones, which\nnothing makes up for.\n"
-        + "".join(sorted(remarks, reverse=True))
+        f"{_DRAWABLE}\n{_in_short(drawn)}\n\n{_EACH}"
+        + "".join(remark for remark, holds in remarks.items() if holds)
         + "\n"
-        + _table(heads.split(","), rows)
+        + _table(heads.split(","), [one.cells() for one in drawn])
     )
+
+
+def _in_short(drawn: Sequence[Drawn]) -> str:
+    """Return a table of the drawable circuits with a row for each layer and run."""
+    groups: dict[tuple[str, str, str], list[Drawn]] = defaultdict(list)
+    for one in drawn:
+        groups[one.record["net"], one.record["layer"], one.record["run"]].append(one)
+    rows = []
+    for (net, layer, run), some in groups.items():
+        anew = [one.controls["refound"]["r2_interior"] for one in some if "refound" in one.controls]
+        rows.append(
+            [
+                f"{net} `{layer}`",
+                run,
+                f"{len(some)}",
+                f"{statistics.median(one.kernels for one in some):.0f}",
+                f"**{_range([one.circuit['r2_interior'] for one in some])}**",
+                _range([one.circuit["r2_rectified"] for one in some]),
+                _range(anew) + ("" if len(anew) in (0, len(some)) else f", of {len(anew)}"),
+                _range([one.margin for one in some]),
+                f"{sum(one.verdict == 'found' for one in some)} of {len(some)}",
+            ]
+        )
+    heads = "layer,run,units,kernels,R2 inside,rectified,found anew,margin,were found"
+    return _table(heads.split(","), rows)
+
+
+def _range(values: Sequence[float | None]) -> str:
+    """Return the median, the least and the most of what is defined."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    if not known:
+        return "-"
+    middle = _figure(statistics.median(known))
+    return middle if len(known) == 1 else f"{middle} ({_figure(min(known))} to {_figure(max(known))})"
 
 
 def _cost(records: Sequence[dict[str, Any]]) -> str:

@@ -127,6 +127,30 @@ def test_margins_of_older_records_are_over_what_was_treated_alike():
     assert "| - (.10) | found |" in drawable("learned", {"relabelled": None, "refitted": 0.65}, None, made)
 
 
+def test_drawable_circuits_are_also_told_in_short():
+    def record(unit, run, inside, refound):
+        refound = [] if refound is None else [{"name": "refound", "r2": 0.7, "r2_interior": refound, "draws": [0.0]}]
+        average_map = {"name": "average_map", "r2": 0.0, "r2_interior": 0.0, "draws": [0.0]}
+        circuit = {"r2": 0.7, "r2_interior": inside, "r2_rectified": None if unit else 0.4}
+        margin = inside - (refound[0]["r2_interior"] if refound else 0)
+        report = {"circuit": circuit, "controls": [*refound, average_map], "margin": margin, "noise": 0.2}
+        report |= {"verdict": "found" if margin > 0.2 else "not found", "provenance": {}}
+        row = {"kernels": 10 * unit, "relevant": 100, "constants": 9}
+        about = {"net": "net", "layer": "layer", "unit": {"unit": unit}, "run": run, "rows": [row]}
+        return about | {"controls": report}
+
+    records = [record(0, "progressive", 0.5, 0.4), record(1, "progressive", 0.7, 0.3), record(2, "progressive", 0.8, 0)]
+    records += [record(1, "learned", 0.8, None), record(2, "learned", 0.6, 0.1)]
+    said = page._drawable(records)
+    assert (
+        "| net `layer` | progressive | 3 | 10 | **.70 (.50 to .80)** | .40 | .30 (.00 to .40) | .40 (.10 to .80) "
+        "| 2 of 3 |" in said
+    )
+    assert (
+        "| net `layer` | learned | 2 | 15 | **.70 (.60 to .80)** | - | .10, of 1 | .65 (.50 to .80) | 2 of 2 |" in said
+    )
+
+
 def test_verdicts_beside_controls_that_could_not_be_trained_are_said_to_be_old():
 
     def text(run, treated, made):
