@@ -28,6 +28,7 @@ from convcircuits.circuits.scoring import MEMORY
 from convcircuits.circuits.sizes import PARTS
 from convcircuits.circuits.tracing import Trace
 from convcircuits.circuits.truth import agreement, removal_order
+from convcircuits.compiler import sparse
 from convcircuits.compiler.extraction import Trainable
 from convcircuits.compiler.layout import UnextractableError
 from convcircuits.network.batches import Batches
@@ -322,23 +323,32 @@ def test_the_random_circuit_is_refitted_like_the_circuit():
 
 
 @pytest.mark.parametrize(("name", "layer", "unit"), LAST)
-def test_a_trainable_module_takes_gains_and_offsets(name, layer, unit):
+def test_a_trainable_module_takes_gains_and_offsets(name, layer, unit, monkeypatch):
     case = NETS[name]
     model, feature, images = case.build(), cc.Feature(layer, unit), case.images(3)
     plain = cc.find(model, feature, images, density=0.6)
     circuit = dataclasses.replace(plain, **calibration(plain.kernels))
     subject = Subject.open(model, feature, tuple(images.shape[1:]))
     masks = subject.masks(circuit, tuple(images.shape[1:]), effective=True)
-    trainable = Trainable.of(subject, masks)
     none = torch.zeros(1, dtype=torch.float64)
     gain = torch.cat([none, *(values.flatten() for values in masks.gain.values())]).requires_grad_()
     offset = torch.cat([none, *masks.offset.values()]).requires_grad_()
-    maps = trainable(images, gain, offset)
-    close(maps.detach(), cc.activations(model, feature, images, circuit=circuit))
-    maps.square().sum().backward()
     kept = torch.cat([torch.zeros(1, dtype=torch.bool), *(mask.flatten() for mask in masks.kernels.values())])
-    assert not gain.grad[~kept].any()  # kernels that are not in the circuit
-    assert gain.grad[kept].any() or offset.grad.any()
+    slopes = []
+    for most in (0.0, 2.0):  # convolutions as they are, and sparse ones wherever these can stand for them
+        monkeypatch.setattr(sparse, "_DENSE", most)
+        trainable = Trainable.of(subject, masks)
+        left = [part for part in trainable.module.modules() if isinstance(part, torch.nn.Conv2d)]
+        assert not most or not any(sparse.is_worth_it(part, torch.zeros(1)) for part in left)
+        maps = trainable(images, gain, offset)
+        close(maps.detach(), cc.activations(model, feature, images, circuit=circuit))
+        slopes.append(torch.autograd.grad(maps.square().sum(), [gain, offset], allow_unused=True))
+        of_gain, of_offset = slopes[-1]
+        assert not of_gain[~kept].any()  # kernels that are not in the circuit
+        assert of_gain[kept].any() or of_offset.any()
+    for one, other in zip(*slopes, strict=True):
+        if one is not None:
+            close(other, one)
 
 
 # ---------------------------------------- trained constants

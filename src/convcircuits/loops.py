@@ -25,6 +25,9 @@ def on_all_threads(loop: Callable[..., None], arguments: Sequence[Any], *, rows:
         rows: Number of rows.
     """
     threads = min(torch.get_num_threads(), rows)
+    if threads == 1:
+        loop(*arguments, 0, rows)
+        return
     bounds = [rows * t // threads for t in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(lambda span: loop(*arguments, *span), itertools.pairwise(bounds)):

@@ -16,6 +16,7 @@ from convcircuits.compiler.cutting import Cut, cut
 from convcircuits.compiler.emission import Emitter
 from convcircuits.compiler.interpreter import CircuitModule, with_outputs
 from convcircuits.compiler.layout import Layout, UnextractableError, layout_of, takes_any_size
+from convcircuits.compiler.sparse import SparseConv2d, is_worth_it
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.agreement import IMAGES, agreement, difference, parting_of_module, random_images, shown
 from convcircuits.network.batches import Progress, check_progress
@@ -343,7 +344,8 @@ class Trainable:
 
     Attributes:
         module: The module, with gain 1 and offset 0.
-        kernels: Name of a weight -> the number of the kernel that each of its values belongs to.
+        kernels: Name of a weight, or of a sparse convolution's gains -> the number of the kernel that each of its
+            values belongs to.
         filters: Name of a bias -> the number of the filter that each of its values belongs to.
     """
 
@@ -370,12 +372,19 @@ class Trainable:
             module, numbered = (
                 _written(subject, layout, [kept], [one], fold=False) for one in (plain, _Numbered.of(plain))
             )
-        numbers: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
-        for name, layer in numbered.named_modules():
+        kernels, filters = dict[str, Tensor](), dict[str, Tensor]()
+        for name, layer in [*numbered.named_modules()]:
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                for one_kind, (own, values) in zip(numbers, layer.named_parameters(), strict=True):
-                    one_kind[f"{name}.{own}"] = values.detach().long()
-        return cls(module.requires_grad_(False), *numbers)
+                weights, *biases = (values.detach().long() for values in layer.parameters())
+                own, of_kernels = module.get_submodule(name), weights.reshape(*weights.shape[:2], -1)[..., 0]
+                if is_worth_it(own, of_kernels > 0):
+                    parent, _, last = name.rpartition(".")
+                    module.get_submodule(parent)._modules[last] = SparseConv2d(own, of_kernels > 0)
+                    kernels[f"{name}.gains"] = of_kernels[of_kernels > 0]
+                else:
+                    kernels[f"{name}.weight"] = weights
+                filters |= {f"{name}.bias": numbers for numbers in biases}
+        return cls(module.requires_grad_(False), kernels, filters)
 
     def __call__(self, images: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
         """Compute the feature's map.
