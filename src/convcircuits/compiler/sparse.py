@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from convcircuits.loops import has_loops, on_all_threads
 
-_DENSE = 0.25
+_DENSE = 0.3
 """From this share of the kernels on, a plain convolution is about as fast, forward and backward."""
 _MULTIPLE = 64
 """The number of positions is rounded up to this, as the loops read up to so many at a time."""
