@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "fidelity.md")
     parser.add_argument("--layer", action="append", choices=[net.layer for net in NETS], help="only these")
     parser.add_argument("--run", action="append", choices=list(RUNS), help="only these")
-    parser.add_argument("--unit", action="append", type=int, help="only these")
+    parser.add_argument("--unit", action="append", type=int, help="only these units")
     parser.add_argument("--descents", type=int, default=1, help="draws of the strictest control")
     parser.add_argument("--controls", action="store_true", help="only measure the controls of stored circuits again")
     parser.add_argument("--protocol", choices=("held-out", "paper"), default="held-out")

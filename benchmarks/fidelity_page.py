@@ -105,7 +105,9 @@ _UNPOLISHED = (
     "*Unpolished*: older records of circuits without the iterations of L-BFGS with which `learned` ends now.\n"
 )
 
-_OF_REFITTED = "*~*: noise of older records, of the refitted circuit's difference from the one found anew.\n"
+_OF_REFITTED = (
+    "*~*: noise of older records, of the refitted circuit's difference from the one found anew, and so the verdict.\n"
+)
 _ANY_SIGN = "*Any sign*: older records of trained circuits, in which gains could be below 0.\n"
 
 Unit = tuple[str, str, int]

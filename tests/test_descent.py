@@ -337,6 +337,7 @@ def test_a_trainable_module_takes_gains_and_offsets(name, layer, unit, monkeypat
     slopes = []
     for most in (0.0, 2.0):  # convolutions as they are, and sparse ones wherever these can stand for them
         monkeypatch.setattr(sparse, "_DENSE", most)
+        monkeypatch.setattr(sparse.SparseConv2d, "_is_faster", lambda *_: True)
         trainable = Trainable.of(subject, masks)
         left = [part for part in trainable.module.modules() if isinstance(part, torch.nn.Conv2d)]
         assert not most or not any(sparse.is_worth_it(part, torch.zeros(1)) for part in left)

@@ -172,6 +172,7 @@ def test_a_descent_among_shuffled_kernels_does_not_find_a_planted_circuit():
     assert row.r2_interior == max(row.draws) < 0.3
     assert report.verdict == "found"
     spread = 2 * float(torch.tensor(row.draws).clamp_min(0).std())
+    assert spread > 0.05
     for name in ("relabelled", "random", "redrawn"):  # drawn once
         assert report[name].noise >= spread
         note = f"{RIVALS[name].capitalize()} was drawn once: the spread of its draws is taken to be the largest"
@@ -333,6 +334,11 @@ def test_it_shows_as_text_html_table_and_json():
     assert f"{report.constants:,} constants fitted" in text
     assert list(table.index) == ["circuit", *BY_DEFAULT, *CHECKS]
     assert table.loc["random", "r2"] == report["random"].r2
+    assert table.loc["random", "margin"] == report["random"].margin
+    assert table.loc["random", "noise"] == report["random"].noise
+    assert f"{report['redrawn'].margin:.3f}" in text
+    assert f"{report['redrawn'].noise:.3f}" in text
+    assert report.as_dict()["circuit"]["margin"] is None
     assert json.loads(json.dumps(report.as_dict()))["margin"] == report.margin
     assert replace(report, noise=math.nan).as_dict()["noise"] is None
     with pytest.raises(KeyError):
@@ -361,7 +367,8 @@ def test_the_verdict():
         "not found",
         "The circuit of layer:3 was not found: R2 on the interior is 0.70; the same graph on other filters, fitted "
         "alike, reaches 0.00, and the best control, a random circuit of equal size, 0.20. The margin of 0.50 is above "
-        "its noise of 0.10, but that over the average training map, 0.60, is not above its own, 0.60.",
+        "its noise of 0.10, but the one over the average training map, which reaches 0.10, is 0.60, not above its own "
+        "of 0.60.",
     )
     for held, words in (
         (0.696, "is 0.70; "),
@@ -370,12 +377,30 @@ def test_the_verdict():
         assert f"R2 on the interior {words}" in said(circuit=0.7, refitted=held, **rivals)[1]
     _, sentence = said(circuit=0.7, **rivals | {"relabelled": 0.3})
     assert "; the best control, the same graph on other filters, fitted alike, reaches 0.30. The" in sentence
+    assert said(circuit=0.7, redrawn=math.nan, noises={"redrawn": math.nan}, **rivals) == said(circuit=0.7, **rivals)
     for undefined in ({"circuit": math.nan}, {"circuit": 0.7, "noises": {"average_map": math.nan}}):
         assert said(**rivals | undefined) == (
             "not decided",
             "Whether the circuit of layer:3 was found is not decided: R2 on the interior, or its noise, is not "
             "defined.",
         )
+
+
+def test_a_control_without_a_figure_is_left_out_and_noted():
+    made, images, held_out, circuit = planted()
+    larger = torch.nn.functional.interpolate(held_out, scale_factor=1.25)  # of which there is no average training map
+    report = cc.controls(made.model, circuit, larger, fit=images, draws=2)
+    assert math.isnan(report["average_map"].r2)
+    assert math.isnan(report["average_map"].margin)
+    assert report.best != "average_map"
+    assert report.verdict in ("found", "not found")
+    assert any(note.startswith("The circuit is not compared with the average training map") for note in report.notes)
+    over = {"relabelled": ("circuit", 0.5)}
+    resampled = torch.rand(50, 2, generator=torch.Generator().manual_seed(0)).double()
+    for draws in ([0.1, 0.3, math.nan], [math.nan, 0.3, 0.1]):  # a draw that is not defined does not count
+        noises, once = margin._noises(over, {"circuit": 0, "relabelled": 1}, {"relabelled": draws}, resampled)
+        assert noises["relabelled"] > 2 * 0.2 / math.sqrt(2)
+        assert once == []
 
 
 def test_a_feature_that_does_not_vary_is_not_decided():

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from convcircuits import loops
 from convcircuits.compiler import sparse
 from convcircuits.compiler.sparse import SparseConv2d, is_worth_it
 
@@ -23,8 +22,17 @@ LAYERS = {
     "depthwise": ({"kernel_size": 3, "padding": 1, "groups": 12}, (6, 6)),
     "no bias": ({"kernel_size": 3, "padding": 1, "bias": False}, (6, 5)),
     "one position": ({"kernel_size": 3}, (3, 3)),
+    "1x1 of a multiple of 64 positions": ({"kernel_size": 1}, (8, 16)),
     "many positions": ({"kernel_size": 3, "padding": 1}, (50, 45)),
 }
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch):
+    """Let the loops run also where a plain layer is faster."""
+    monkeypatch.setattr(sparse, "_DENSE", 1e9)
+    monkeypatch.setattr(sparse, "_DENSE_POINTWISE", 1e9)
+    monkeypatch.setattr(SparseConv2d, "_plain", lambda layer, images: pytest.fail("the plain layer ran"))
 
 
 def layer_of(name, dtype, seed=0):
@@ -79,15 +87,72 @@ def test_slopes_are_checked_by_differences():
     assert torch.autograd.gradcheck(given, [images[:1].requires_grad_()])
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_its_output_may_be_changed_in_place(name):
+    layer, kept, images = layer_of(name, torch.float64)
+    given = SparseConv2d(layer, kept)
+    images.requires_grad_()
+    expected, got = layer(images).relu(), torch.relu_(given(images))
+    torch.testing.assert_close(got, expected)
+    found = [torch.autograd.grad(one.sum(), images)[0] for one in (expected, got)]  # of slopes that are expanded
+    torch.testing.assert_close(*found)
+
+
+def test_no_kernel_and_images_without_slopes():
+    layer, kept, images = layer_of("3x3", torch.float64)
+    none = SparseConv2d(layer, torch.zeros_like(kept))
+    assert torch.equal(none(images), none.bias[None, :, None, None].expand_as(layer(images)))
+    given = SparseConv2d(layer, kept)
+    (of_gains,) = torch.autograd.grad(given(images).sum(), given.gains)
+    (of_weight,) = torch.autograd.grad(layer(images).sum(), layer.weight)
+    torch.testing.assert_close(of_gains, (of_weight * layer.weight).sum((2, 3))[kept])
+
+
 def test_memory_formats_and_slices_do_not_matter():
     layer, kept, images = layer_of("3x3", torch.float64)
     given = SparseConv2d(layer, kept)
     for other in (images.contiguous(memory_format=torch.channels_last), images.repeat(1, 2, 1, 1)[:, 12:]):
         assert torch.equal(given(other), given(images))
-        assert given(other).is_contiguous()
+
+
+@pytest.mark.parametrize("name", ["3x3", "groups", "dilated", "oblong", "1x1"])
+def test_where_maps_are_small_the_plain_layer_runs(name, monkeypatch):
+    monkeypatch.undo()
+    layer, kept, images = layer_of(name, torch.float64)
+    with torch.no_grad():
+        layer.weight[6:] = 0
+    kept[6:], images = False, images[..., :2, :2]
+    given, ran = SparseConv2d(layer, kept), []
+    monkeypatch.setattr(sparse._Convolution, "apply", lambda *_: ran.append("loops"))
+    with torch.no_grad():
+        given.gains.mul_(2)
+    got = given(images)
+    bias = layer.bias[None, :, None, None]
+    torch.testing.assert_close(got, 2 * (layer(images) - bias) + bias)
+    (of_gains,) = torch.autograd.grad(got.sum(), given.gains)
+    (of_weight,) = torch.autograd.grad(layer(images).sum(), layer.weight)
+    torch.testing.assert_close(of_gains, (of_weight * layer.weight).sum((2, 3))[kept])
+    assert not ran
+    given(torch.zeros(1, 12, 80, 80, dtype=torch.float64))
+    assert ran
+
+
+def test_images_that_do_not_fit_are_refused_as_by_the_plain_layer(monkeypatch):
+    monkeypatch.undo()
+    layer, kept, _ = layer_of("no padding", torch.float32)
+    given = SparseConv2d(layer, kept)
+    for images in (torch.zeros(1, 4, 80, 80), torch.zeros(1, 64, 80, 80), torch.zeros(1, 12, 2, 80)):
+        with pytest.raises(RuntimeError):
+            layer(images)
+        with pytest.raises(RuntimeError):
+            given(images)
+    with pytest.raises(RuntimeError):
+        given(torch.zeros(1, 12, 80, 80, dtype=torch.float64))
+    assert given.double()(torch.zeros(1, 12, 80, 80, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_where_it_is_not_worth_it(monkeypatch):
+    monkeypatch.undo()
     few = torch.zeros(8, 8, dtype=torch.bool)
     few[0] = True
     assert is_worth_it(nn.Conv2d(8, 8, 3, padding=1), few)
@@ -101,5 +166,4 @@ def test_where_it_is_not_worth_it(monkeypatch):
         assert not is_worth_it(other, few)
     assert not is_worth_it(nn.Conv2d(8, 8, 3), torch.ones(8, 8, dtype=torch.bool))
     monkeypatch.setattr(sparse, "has_loops", lambda values: False)
-    assert loops.has_loops(torch.zeros(1))
     assert not is_worth_it(nn.Conv2d(8, 8, 3), few)

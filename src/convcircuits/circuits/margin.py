@@ -1,6 +1,7 @@
 """Measure the margin of a circuit over its controls: was it found, or made by its constants?"""
 
 import math
+import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -65,7 +66,8 @@ def controls(
         circuit: The circuit.
         images: Held-out images, as for ``score``.
         fit: The images that the circuit was found on. The controls are fitted on them.
-        draws: Number of draws of each control that is drawn at random. One gives no spread, at a third of the cost.
+        draws: Number of draws of each control that is drawn at random. One gives none of them a spread, at a third of
+            the cost.
         descents: Number of copies of the model with shuffled kernels in which the descent that found the circuit is
             repeated, aimed at the trained model (``refound``). This is the strictest control: it has trained kernels,
             and chooses among them as the circuit was chosen. Each costs as much as finding the circuit. 0 for none.
@@ -338,6 +340,11 @@ def _report(
         notes.append(
             f"The {count} images are crops of {len(crops)} photographs, and the noise is of resampled photographs."
         )
+    notes += [
+        f"The circuit is not compared with {RIVALS[name]}, whose R2 on {where} is not defined."
+        for name, (_, one) in over.items()
+        if math.isnan(one) and not math.isnan(figure["circuit"])
+    ]
     if not drawn_once:
         notes += [
             f"{RIVALS[name].capitalize()} was drawn once: the spread of its draws is taken to be the largest of the "
@@ -373,7 +380,7 @@ def _noises(
     draws: Mapping[str, list[float]],
     resampled: Float[Tensor, "times measured"],
 ) -> tuple[dict[str, float], list[str]]:
-    """Return the noise of the margin over each rival, and which rivals were drawn once though another draw may differ.
+    """Return the noise of the margin over each rival, and the rivals that were drawn once, without the average map.
 
     Args:
         over: The rivals, each with the name of what is compared with it, and the margin.
@@ -381,11 +388,8 @@ def _noises(
         draws: Name -> R2 of each draw.
         resampled: R2 on resampled images.
     """
-    spreads = {
-        name: float(torch.tensor(draws[name], dtype=torch.float64).clamp_min(0).var())
-        for name in over
-        if len(draws[name]) > 1
-    }
+    defined = {name: [max(0.0, r2) for r2 in draws[name] if not math.isnan(r2)] for name in over}
+    spreads = {name: statistics.variance(some) for name, some in defined.items() if len(some) > 1}
     once = [name for name in over if name not in spreads and name != "average_map"]
     spreads |= dict.fromkeys(once, max(spreads.values(), default=0.0)) | {"average_map": 0.0}
     noises = {}

@@ -373,7 +373,7 @@ class Trainable:
                 _written(subject, layout, [kept], [one], fold=False) for one in (plain, _Numbered.of(plain))
             )
         kernels, filters = dict[str, Tensor](), dict[str, Tensor]()
-        for name, layer in [*numbered.named_modules()]:
+        for name, layer in numbered.named_modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 weights, *biases = (values.detach().long() for values in layer.parameters())
                 own, of_kernels = module.get_submodule(name), weights.reshape(*weights.shape[:2], -1)[..., 0]

@@ -4,19 +4,22 @@ A plain convolution computes every kernel between its channels, also those that 
 circuit. Here the kernels that are kept are rows of a table, and the time that a layer takes grows with their number.
 """
 
+import functools
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from convcircuits.loops import has_loops, on_all_threads
 
-_DENSE = 0.3
-"""From this share of the kernels on, a plain convolution is about as fast, forward and backward."""
+_DENSE, _DENSE_POINTWISE = 0.3, 0.2
+"""From this share of the work on, a plain convolution is about as fast, forward and backward; then for 1 x 1 ones."""
 _MULTIPLE = 64
 """The number of positions is rounded up to this, as the loops read up to so many at a time."""
 _BLOCK = 1024
@@ -24,7 +27,7 @@ _BLOCK = 1024
 
 
 def is_worth_it(layer: nn.Module, kept: Tensor) -> TypeGuard[nn.Conv2d]:
-    """Return whether a ``SparseConv2d`` can stand for a layer, and is faster forward and backward.
+    """Return whether a ``SparseConv2d`` can stand for a layer, and on large maps is faster forward and backward.
 
     Args:
         layer: The layer.
@@ -43,6 +46,9 @@ def is_worth_it(layer: nn.Module, kept: Tensor) -> TypeGuard[nn.Conv2d]:
 class SparseConv2d(nn.Module):
     """Some kernels of a convolution, each with a gain: y_o = b_o + sum_i a_oi w_oi * x_i.
 
+    Where maps are so small that padding and rounding would outweigh what is saved, all kernels are computed after all.
+    For its backward pass, the layer keeps a padded copy of its input.
+
     Args:
         layer: The convolution, for which ``is_worth_it``.
         kept: bool (out, in per group): the kernels that are computed.
@@ -50,26 +56,49 @@ class SparseConv2d(nn.Module):
     Attributes:
         gains: (kernels,): the gain of each kernel, in row-major order; 1 to begin with.
         bias: (out,).
+        weights: (kernels, k): the weights of each kernel.
+        by_filter: The kernels by the filter that they belong to, which is their own order.
+        by_channel: The kernels by the channel that they read.
     """
+
+    weights: Tensor
 
     def __init__(self, layer: nn.Conv2d, kept: Tensor) -> None:
         super().__init__()
+        assert isinstance(layer.padding, tuple)  # as is_worth_it asks
         group = torch.arange(len(kept)) // (len(kept) // layer.groups)
         channels = group[:, None] * kept.shape[1] + torch.arange(kept.shape[1])
         filters, sources, weight = kept.nonzero()[:, 0], channels[kept], layer.weight.detach()
         self.gains = nn.Parameter(weight.new_ones(len(sources)))
         self.bias = nn.Parameter(weight.new_zeros(len(kept)) if layer.bias is None else layer.bias.detach().clone())
-        self.weights = weight[kept].flatten(1)
-        self.forth = _Table.of(filters, sources, len(kept))
-        self.back = _Table.of(sources, filters, layer.in_channels)
-        assert isinstance(layer.padding, tuple)  # as is_worth_it asks
+        self.register_buffer("weights", weight[kept].flatten(1), persistent=False)
+        self.by_filter = _Table.of(filters, sources, len(kept))
+        self.by_channel = _Table.of(sources, filters, layer.in_channels)
+        self._kept, self._groups = kept, layer.groups
         self._window = layer.kernel_size, layer.dilation, layer.padding
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the layer's output."""
-        plan = _Plan.of(tuple(images.shape[2:]), *self._window)
+        plan = _plan((images.shape[2], images.shape[3]), *self._window)
+        if not self._is_faster(images, plan):
+            return self._plain(images)
         output: Tensor = _Convolution.apply(images, self.gains, self.bias, self, plan)
         return output
+
+    def _is_faster(self, images: Tensor, plan: "_Plan") -> bool:
+        """Return whether the loops can run on images, and with less work."""
+        fits = images.shape[1] == self._groups * self._kept.shape[1] and images.dtype == self.weights.dtype
+        most = _DENSE if self.weights.shape[1] > 1 else _DENSE_POINTWISE
+        work = math.prod(plan.output) * self._kept.numel()
+        return fits and min(plan.output) > 0 and len(self.weights) * plan.length < most * work
+
+    def _plain(self, images: Tensor) -> Tensor:
+        """Compute the layer's output with all kernels, those that are not kept as 0."""
+        kernel, dilation, padding = self._window
+        weight = self.weights.new_zeros(*self._kept.shape, self.weights.shape[1])
+        weight = weight.index_put(tuple(self._kept.nonzero().T), self.weights * self.gains[:, None])
+        weight = weight.reshape(*self._kept.shape, *kernel)
+        return F.conv2d(images, weight, self.bias, padding=padding, dilation=dilation, groups=self._groups)
 
 
 @dataclass(frozen=True)
@@ -147,14 +176,27 @@ class _Plan:
         return whole[:, :, first[0] : first[0] + size[0], first[1] : first[1] + size[1]]
 
 
+@functools.lru_cache(maxsize=256)
+def _plan(size: Sequence[int], kernel: Sequence[int], dilation: Sequence[int], padding: Sequence[int]) -> _Plan:
+    """Return the plan of images of a size."""
+    (high, wide), (above, left) = size, padding
+    padded = high + 2 * above, wide + 2 * left
+    reach = (kernel[0] - 1) * dilation[0], (kernel[1] - 1) * dilation[1]
+    steps = itertools.product(range(0, reach[0] + 1, dilation[0]), range(0, reach[1] + 1, dilation[1]))
+    offsets = torch.tensor([row * padded[1] + column for row, column in steps])
+    length = -(-padded[0] * padded[1] // _MULTIPLE) * _MULTIPLE
+    return _Plan((high, wide), (padded[0] - reach[0], padded[1] - reach[1]), padded, (above, left), offsets, length)
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, gains: Tensor, bias: Tensor, layer: SparseConv2d, plan: _Plan) -> Tensor:
         reads = plan.rows(images, plan.padding)
         ctx.layer, ctx.plan = layer, plan
         ctx.save_for_backward(reads, gains)
-        outputs = _convolved(reads, plan, plan.offsets, layer.forth, layer.weights * gains[:, None], bias)
-        return plan.window(outputs, (0, 0), plan.output).contiguous()
+        outputs = _convolved(reads, plan, plan.offsets, layer.by_filter, layer.weights * gains[:, None], bias)
+        output = plan.window(outputs, (0, 0), plan.output)
+        return output.clone(memory_format=torch.contiguous_format)  # no view, so that it may be changed in place
 
     @staticmethod
     @once_differentiable
@@ -165,10 +207,10 @@ class _Convolution(torch.autograd.Function):
         rows, of_images, of_gains = plan.rows(slopes, (0, 0), plan.last), None, None
         if ctx.needs_input_grad[0]:
             weights, nothing = layer.weights * gains[:, None], gains.new_zeros(reads.shape[1])
-            moved = _convolved(rows, plan, plan.last - plan.offsets, layer.back, weights, nothing)
+            moved = _convolved(rows, plan, plan.last - plan.offsets, layer.by_channel, weights, nothing)
             of_images = plan.window(moved, plan.padding, plan.size)
         if ctx.needs_input_grad[1]:
-            of_gains, table = torch.zeros_like(gains), layer.forth
+            of_gains, table = torch.zeros_like(gains), layer.by_filter  # in the order of the gains
             arrays = (reads, plan.offsets, table.bounds, table.sources, layer.weights, rows, of_gains)
             _run(sparse_loop.add_products, arrays, plan.last, plan.length, _BLOCK, rows=rows.shape[1])
         return of_images, of_gains, slopes.sum((0, 2, 3)), None, None

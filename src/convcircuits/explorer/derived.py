@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from convcircuits import seals
 from convcircuits.drawing.data import Document
+from convcircuits.errors import ConvCircuitsError
 from convcircuits.explorer import schemas
 from convcircuits.explorer.circuit_file import CircuitFile
 from convcircuits.explorer.jobs import Jobs
@@ -102,13 +103,23 @@ class Derived:
 
     def document(self, one: CircuitFile) -> bytes | None:
         """Return the content of a circuit's diagram, if it was drawn and is there."""
-        file = next((file for file in self._diagrams(one) if self.whole(file)), None)
-        return None if file is None else self.store.content(file)
+        _, content = self._content(one)
+        return content
 
-    def drawn(self, one: CircuitFile) -> Document | None:
-        """Return the document of a circuit's diagram, if it was drawn and is there."""
-        content = self.document(one)
-        return None if content is None else Document.from_json(content)
+    def drawn(self, one: CircuitFile) -> tuple[Path, Document] | None:
+        """Return the file of a circuit's diagram and its document, if it was drawn and is there."""
+        file, content = self._content(one)
+        if file is None or content is None:
+            return None
+        try:
+            return file, Document.from_json(content)
+        except ConvCircuitsError as error:  # it was replaced just now
+            self.store.damaged(file, error)
+            return None
+
+    def _content(self, one: CircuitFile) -> tuple[Path | None, bytes | None]:
+        file = next((file for file in self._diagrams(one) if self.whole(file)), None)
+        return file, None if file is None else self.store.content(file)
 
     def trajectory(self, layer: str, unit: int) -> schemas.TrajectoryOfUnit | None:
         """Return a unit's photographs, placed layer by layer, if they were."""

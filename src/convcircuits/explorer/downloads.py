@@ -45,9 +45,10 @@ def diagram_page(session: Session, one: CircuitFile, view: str | None) -> str | 
     Raises:
         ConvCircuitsError: If the view is none of this diagram, or a note cannot be shown.
     """
-    document = session.derived.drawn(one)
-    if document is None:
+    drawn = session.derived.drawn(one)
+    if drawn is None:
         return None
+    _, document = drawn
     if view is not None:
         document = replace(document, view=_view(document, view))
     feature = one.header["feature"]
@@ -84,7 +85,7 @@ def circuit_bundle(session: Session, one: CircuitFile, commands: Mapping[str, An
     """
     about = session.about()
     report = session.store.report(one.id) if session.derived.is_measured(one) else None
-    document, diagram = session.derived.drawn(one), session.derived.diagram(one)
+    file, document = session.derived.drawn(one) or (None, None)
     if not photographs:
         report = None if report is None else bundle.unnamed(report, about["ids"])
         document = None if document is None else bundle.unpictured(document, about["ids"])
@@ -104,7 +105,7 @@ def circuit_bundle(session: Session, one: CircuitFile, commands: Mapping[str, An
             "std": session.opening.std,
             "weights": session.opening.weights and Path(session.opening.weights).name,
         },
-        "controls": diagram is not None and "-controls-" in diagram.name,
+        "controls": file is not None and "-controls-" in file.name,
         "note": session.store.note(f"circuit {one.id}"),
         "unit_note": _note_of_unit(session, one),
         "filter_notes": filters_noted(session.store.notes(), one.id),

@@ -43,10 +43,10 @@ class Control:
         r2_interior: The same, on the interior.
         r2_rectified: R2 of the rectified map.
         draws: The R2 that decides, of each draw.
-        margin: How much more the circuit reaches, as in ``Controls``; NaN but for rivals.
+        margin: How much more the circuit reaches, as in ``Controls``; NaN for the circuit and for what is no rival.
         noise: The noise of the margin: two standard deviations, of the control's draws (those below 0 count as 0) and
-            of the margin over resampled held-out images, taken together. The draws of a control that was drawn once are
-            taken to differ as much as those of the other controls do at most.
+            of the margin over resampled held-out images, taken together. A control that was drawn once is given the
+            largest spread of the others.
     """
 
     name: str
@@ -88,7 +88,8 @@ class Controls:
             beside ``refound``, which was fitted all along a descent as the circuit was.
         noise: The noise of that margin, as in ``Control``. Where images are crops of the same photographs, these are
             resampled.
-        verdict: ``"found"``, ``"not found"``, or ``"not decided"`` if R2 or a noise is undefined.
+        verdict: ``"found"``, ``"not found"``, or ``"not decided"`` if R2 or a noise is undefined. Controls whose R2 is
+            undefined are left out, and a note says so.
         verdict_sentence: The verdict and its reasons.
         interior: What ``r2_interior`` covers, as in ``Evaluation``; ``"unknown"`` if all positions decide.
         elements: Number of elements that the circuit keeps.
@@ -135,7 +136,7 @@ class Controls:
         return "\n".join(
             [
                 f"{self.feature}: {self._about()}",
-                *("".join([row[0].ljust(wide), *(cell.rjust(24) for cell in row[1:])]) for row in cells),
+                *("".join([row[0].ljust(wide), *(cell.rjust(20) for cell in row[1:])]) for row in cells),
                 self.verdict_sentence,
                 *(f"note: {printable(note)}" for note in self.notes),
             ]
@@ -180,6 +181,8 @@ class Controls:
 def margins(r2: Mapping[str, float]) -> dict[str, tuple[str, float]]:
     """Return, for each rival, what is compared with it and the margin, the rival that comes closest first.
 
+    A rival whose R2 is not defined comes last.
+
     A trained circuit was fitted all along its descent, and its rivals were not, so what its kernels reach if they are
     fitted as these were counts, if that is less. ``refound`` was fitted all along a descent, too.
 
@@ -190,8 +193,8 @@ def margins(r2: Mapping[str, float]) -> dict[str, tuple[str, float]]:
     held = {name: "circuit" if name == "refound" else by_fit for name in RIVALS if name in r2}
     over = {name: (one, r2[one] - max(r2[name], 0.0)) for name, one in held.items()}
 
-    def closeness(name: str) -> tuple[float, float]:
-        return (-math.inf, -math.inf) if math.isnan(over[name][1]) else (over[name][1], -r2[name])
+    def closeness(name: str) -> tuple[bool, float, float]:
+        return math.isnan(over[name][1]), over[name][1], -r2[name]
 
     return {name: over[name] for name in sorted(over, key=closeness)}
 
@@ -215,13 +218,13 @@ def judged(
         fitted: Whether the circuit, and so its controls, were fitted.
         drawn_once: Whether each control was drawn once, so that the noise is that of the images alone.
     """
-    over = margins(r2)
-    best, (held, margin) = next(iter(over.items()))
-    if any(math.isnan(one) or math.isnan(noises[name]) for name, (_, one) in over.items()):
+    over = {name: one for name, one in margins(r2).items() if not math.isnan(one[1])}
+    if not over or any(math.isnan(noises[name]) for name in over):
         return (
             "not decided",
             f"Whether the circuit of {feature} was found is not decided: R2 on {where}, or its noise, is not defined.",
         )
+    best, (held, margin) = next(iter(over.items()))
     within = [name for name, (_, one) in over.items() if one <= noises[name]]
     again = ""
     if f"{r2[held]:z.2f}" != f"{r2['circuit']:z.2f}":
@@ -236,9 +239,10 @@ def judged(
         reached = f"the best control, {RIVALS[best]}, reaches {rival}"
     other = ""
     if within and best not in within:
+        name = within[0]
         other = (
-            f", but that over {RIVALS[within[0]]}, {over[within[0]][1]:z.2f}, is not above its own, "
-            f"{noises[within[0]]:.2f}"
+            f", but the one over {RIVALS[name]}, which reaches {r2[name]:z.2f}, is {over[name][1]:z.2f}, not above its "
+            f"own of {noises[name]:.2f}"
         )
     return "not found" if within else "found", (
         f"The circuit of {feature} was {'not ' if within else ''}found: R2 on {where} is {r2['circuit']:z.2f}{again}; "
