@@ -1,9 +1,7 @@
 """Loops that numba compiles: whether there are any, and how they use all threads."""
 
-import functools
 import importlib.util
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,11 +29,6 @@ def on_all_threads(loop: Callable[..., None], arguments: Sequence[Any], *, rows:
         loop(*arguments, 0, rows)
         return
     bounds = [rows * t // threads for t in range(threads + 1)]
-    for _ in _pool(os.getpid(), threads).map(lambda span: loop(*arguments, *span), itertools.pairwise(bounds)):
-        pass  # an error in a thread is raised here
-
-
-@functools.lru_cache(maxsize=1)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Return the threads of a process, which are kept, since starting them can take longer than a loop."""
-    return ThreadPoolExecutor(threads)
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(lambda span: loop(*arguments, *span), itertools.pairwise(bounds)):
+            pass  # an error in a thread is raised here
