@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -336,6 +337,10 @@ def test_it_shows_as_text_html_table_and_json():
     assert table.loc["random", "r2"] == report["random"].r2
     assert table.loc["random", "margin"] == report["random"].margin
     assert table.loc["random", "noise"] == report["random"].noise
+    for kind in ("inside", "central", "unknown"):
+        rows = replace(report, interior=kind).summary().splitlines()[1 : 3 + len(report.controls)]
+        assert {len(re.split(r" {3,}", row)) for row in rows} == {6}
+        assert len({len(row) for row in rows}) == 1
     assert f"{report['redrawn'].margin:.3f}" in text
     assert f"{report['redrawn'].noise:.3f}" in text
     assert report.as_dict()["circuit"]["margin"] is None

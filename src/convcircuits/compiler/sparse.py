@@ -142,16 +142,6 @@ class _Plan:
     offsets: Tensor
     length: int
 
-    @classmethod
-    def of(cls, size: Sequence[int], kernel: Sequence[int], dilation: Sequence[int], padding: Sequence[int]) -> "_Plan":
-        (high, wide), (above, left) = size, padding
-        padded = high + 2 * above, wide + 2 * left
-        reach = (kernel[0] - 1) * dilation[0], (kernel[1] - 1) * dilation[1]
-        steps = itertools.product(range(0, reach[0] + 1, dilation[0]), range(0, reach[1] + 1, dilation[1]))
-        offsets = torch.tensor([row * padded[1] + column for row, column in steps])
-        length = -(-padded[0] * padded[1] // _MULTIPLE) * _MULTIPLE
-        return cls((high, wide), (padded[0] - reach[0], padded[1] - reach[1]), padded, (above, left), offsets, length)
-
     @property
     def last(self) -> int:
         """The largest offset."""
@@ -183,7 +173,7 @@ def _plan(size: Sequence[int], kernel: Sequence[int], dilation: Sequence[int], p
     padded = high + 2 * above, wide + 2 * left
     reach = (kernel[0] - 1) * dilation[0], (kernel[1] - 1) * dilation[1]
     steps = itertools.product(range(0, reach[0] + 1, dilation[0]), range(0, reach[1] + 1, dilation[1]))
-    offsets = torch.tensor([row * padded[1] + column for row, column in steps])
+    offsets = torch.tensor([row * padded[1] + column for row, column in steps], device="cpu")  # whatever the default is
     length = -(-padded[0] * padded[1] // _MULTIPLE) * _MULTIPLE
     return _Plan((high, wide), (padded[0] - reach[0], padded[1] - reach[1]), padded, (above, left), offsets, length)
 

@@ -132,11 +132,11 @@ class Controls:
             self._head(),
             *([name, *(f"{x:z.3f}" if x == x else "-" for x in xs)] for name, *xs in self._figures()),
         ]
-        wide = max(len(row[0]) for row in cells)
+        first, *wide = (max(map(len, column)) for column in zip(*cells, strict=True))
         return "\n".join(
             [
                 f"{self.feature}: {self._about()}",
-                *("".join([row[0].ljust(wide), *(cell.rjust(20) for cell in row[1:])]) for row in cells),
+                *("   ".join([name.ljust(first), *map(str.rjust, row, wide)]) for name, *row in cells),
                 self.verdict_sentence,
                 *(f"note: {printable(note)}" for note in self.notes),
             ]
