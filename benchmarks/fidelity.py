@@ -364,10 +364,15 @@ def measure_controls(
     for run in runs:
         for file in sorted((folder / data.net.name).glob(f"{data.net.layer}-*-{run}.json")):
             record = json.loads(file.read_text())
-            if circuit_file(file).exists() and (not only or record["unit"]["unit"] in only):
-                record["controls"] = controls(data, stored(circuit_file(file)), descents)
-                write_whole(file, json.dumps(record).encode())
-                print(f"{data.net.name} {data.net.layer}:{record['unit']['unit']} {run}: controls", flush=True)
+            if "controls" not in record or (only and record["unit"]["unit"] not in only):
+                continue
+            name = f"{data.net.name} {data.net.layer}:{record['unit']['unit']} {run}"
+            if not circuit_file(file).exists():
+                print(f"{name}: no circuit is stored; delete {file.name} to find it anew", flush=True)
+                continue
+            record["controls"] = controls(data, stored(circuit_file(file)), descents)
+            write_whole(file, json.dumps(record).encode())
+            print(f"{name}: controls", flush=True)
 
 
 if __name__ == "__main__":

@@ -208,12 +208,17 @@ def test_the_quick_benchmark_runs_and_goes_on_where_it_stood(tmp_path):
     assert not set(record["train"]) & set(record["test"])
     row = next(line for line in text.splitlines() if f":{record['unit']['unit']} | progressive" in line)
     assert f"**{page._figure(record['controls']['circuit']['r2_interior'])}**" in row
-    controls = {one["name"]: page._figure(one["r2_interior"]) for one in record["controls"]["controls"]}
-    assert row.endswith(f" {controls['without_circuit']} / {controls['without_random']} |")
+    figures = {one["name"]: page._figure(one["r2_interior"]) for one in record["controls"]["controls"]}
+    assert row.endswith(f" {figures['without_circuit']} / {figures['without_random']} |")
     inside = curve_of_last(record)
     assert inside == pytest.approx(record["controls"]["circuit"]["r2_interior"], abs=1e-5)
     files[0].write_text(json.dumps(record | {"controls": None}))  # measured again on the circuit that was stored
-    subprocess.run([*command, "--controls", "--out", tmp_path / "again.md"], capture_output=True, check=True)
+    controls = [*command, "--controls", "--out", tmp_path / "again.md"]
+    subprocess.run(controls, capture_output=True, check=True)
+    assert json.loads(files[0].read_text()) == record
+    files[0].with_suffix(".safetensors.gz").unlink()
+    told = subprocess.run(controls, capture_output=True, text=True, check=True).stdout
+    assert f"no circuit is stored; delete {files[0].name}" in told
     assert json.loads(files[0].read_text()) == record
 
 

@@ -287,7 +287,7 @@ test("a verdict on fitted constants says what their controls say, or that there 
   assert.equal(controlsText(card(6, null)), "but no controls were fitted");
   assert.equal(controlsText(card(0, null)), "");
   assert.equal(controlsText(card(6, "found")), "");
-  assert.equal(controlsText(card(6, "not found")), "but no better than its controls");
+  assert.equal(controlsText(card(6, "not found")), "but not clearly better than its controls");
   assert.equal(controlsText(card(6, null, "does not keep")), "");
 });
 

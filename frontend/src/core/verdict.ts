@@ -234,7 +234,7 @@ function fitted({ calibration }: Variant): string {
 /** What takes something from a verdict on a circuit that keeps its feature, after it and in place of it. */
 const DOUBTS = {
   "no controls": [", but no controls were fitted", "No controls"],
-  "not found": [", but no better than its controls", "Controls as good"],
+  "not found": [", but not clearly better than its controls", "Controls close"],
   "not decided": [", but not decided whether better than its controls", "Not decided"],
 } as const;
 

@@ -248,7 +248,7 @@ export function controlsText({ report, controls }: CircuitCard): string {
   if (controls === null) return figure(report, "constants") ? "but no controls were fitted" : "";
   if (controls === "found") return "";
   return controls === "not found"
-    ? "but no better than its controls"
+    ? "but not clearly better than its controls"
     : "but not decided whether better than its controls";
 }
 
