@@ -282,8 +282,11 @@ def stored(file: Path) -> cc.Circuit:
 def paper(data: Data, feature: cc.Feature) -> dict[str, Any]:
     """Measure r as the paper does: over all positions, on the images that were scored."""
     found = {}
-    for criterion in ("actgrad", "snip", "force"):
-        if criterion == "force":
+    for criterion in ("actgrad", "snip", "force", "progressive"):
+        if criterion == "progressive":
+            path = cc.find_path(data.model, feature, data.train, criterion=criterion, density=PAPER)
+            circuits = [min(path, key=lambda one, size=size: abs(len(one) - size * one.relevant)) for size in PAPER]
+        elif criterion == "force":
             circuits = [cc.find(data.model, feature, data.train, criterion=criterion, density=one) for one in PAPER]
         else:
             scores = cc.score(data.model, feature, data.train, criterion=criterion)

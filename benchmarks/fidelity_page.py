@@ -476,10 +476,11 @@ def _paper(records: Sequence[dict[str, Any]]) -> str:
     return (
         "## The paper's protocol\n\n`--protocol paper`: Pearson's r over all images and positions, on the images that "
         "were scored, dead kernels counted and their\nbiases kept, mean over units, where the undefined r of a "
-        "constant map counts as 0; beside it R2, for which scale and\noffset count. The paper shows its own figures as "
-        "curves, over 60\nto 100 units of a network and 2,000 photographs of ImageNet, for torchvision's AlexNet, "
-        "VGG11, ResNet18 and InceptionV1.\nNeither these weights nor the photographs were at hand here, so no figure "
-        "of it stands beside these.\n\n" + "\n\n".join(parts)
+        "constant map counts as 0; beside it R2, for which scale and\noffset count. `progressive` keeps as many "
+        "kernels; its constants were fitted on these images, so the tables above are the\nfairer ones for it. The "
+        "paper shows its own figures as curves, over 60 to 100 units of a network and 2,000 photographs of\nImageNet, "
+        "for torchvision's AlexNet, VGG11, ResNet18 and InceptionV1. Neither these weights nor the photographs were at"
+        "\nhand here, so no figure of it stands beside these.\n\n" + "\n\n".join(parts)
     )
 
 
