@@ -49,6 +49,30 @@ class Again(nn.Module):
         return self.head(self.shared(self.shared(self.stem(x).relu()).relu()).relu())
 
 
+class Deep(nn.Module):
+    """Four layers: the numbers between those of whole paths take some search."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1)
+        self.inner, self.outer = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        return self.head(self.outer(self.inner(self.stem(x).relu()).relu()).relu())
+
+
+class Groups(nn.Module):
+    """Two grouped layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(2, 4, 1, groups=2), nn.Conv2d(4, 2, 1, groups=2)
+        self.head = nn.Conv2d(2, 1, 1)
+
+    def forward(self, x):
+        return self.head(self.inner(self.stem(x).relu()).relu())
+
+
 class Lite(nn.Module):
     """Inverted residual blocks, as in EfficientNet-Lite0."""
 
@@ -76,6 +100,8 @@ CASES = [(name, *feature) for name, case in NETS.items() for feature in case.fea
 SMALL = {
     "chain": (Chain, 2, 0),
     "sum": (Sum, 1, 0),
+    "deep": (Deep, 1, 0),
+    "groups": (Groups, 2, 0),
     "again": (Again, 1, 1),  # two calls that share a kernel are not found by adding paths and dropping kernels
 }
 

@@ -22,6 +22,8 @@ Inside = Callable[[Kernels], dict[str, Tensor]]
 
 _REJECTED = 8
 """After this many paths for which no place was found, free places stay free."""
+_EXCHANGED = 16
+"""So many of the worst kernels, and of the best that are not kept, are tried to be done without to reach a number."""
 _TRIALS = 64
 """The number of kernels that may be tried, worst first, to make place for a path."""
 
@@ -58,9 +60,10 @@ def effective_top(saliency: Kernels, count: int, inside: Inside) -> dict[str, Te
     The best kernels by saliency are taken, as by ``top``, as long as at most ``count`` of them are effective. Free
     places go to the best kernels that read a live channel and write a live filter, which add exactly one each; then to
     the complete path whose worst kernel is best, for which the worst kernels that others do not depend on make room.
-    The number is exact unless no such exchange is found, as in networks whose filters have one kernel each; then it is
-    a little lower, and in layers that run several times it may be lower than is possible. The kernels taken first are
-    those of every larger circuit, too; the ones that fill free places need not be.
+    If places are free even then, the search is repeated without one of the kernels that are in its way. Where that does
+    not help either, the number is a little lower: nearly always because no set of kernels has it, as where filters have
+    one kernel each. The kernels taken first are those of every larger circuit, too, unless one of them was in the way;
+    the ones that fill free places need not be.
 
     Args:
         saliency: Layer name -> (out, in per group), in execution order; NaN for kernels that must not be kept.
@@ -74,21 +77,8 @@ def effective_top(saliency: Kernels, count: int, inside: Inside) -> dict[str, Te
     effective = order.effective(inside, torch.arange(order.count))
     if int(effective.sum()) <= count:
         return order.tables(effective)
-    kept, allowed = torch.zeros_like(effective), torch.ones_like(effective)
-    rejected = 0
-    while rejected < _REJECTED:
-        kept = _filled(order, inside, kept, count)
-        path = None if int(kept.sum()) == count else _next_path(order, inside, kept, allowed)
-        if path is None:
-            break
-        longer = kept.index_fill(0, path, True)
-        exact = longer if int(longer.sum()) <= count else _shortened(order, inside, longer, path, count)
-        if exact is None:
-            allowed[path[0]] = False
-            rejected += 1
-        else:
-            kept = exact
-    return order.tables(kept)
+    kept = _grown(order, inside, torch.zeros_like(effective), torch.ones_like(effective), count)
+    return order.tables(_exchanged(order, inside, kept, count))
 
 
 def drawable_top(
@@ -157,6 +147,39 @@ class _Order:
         return self.ranked(inside(self.tables(kept)))
 
 
+def _grown(order: _Order, inside: Inside, kept: Tensor, open: Tensor, count: int) -> Tensor:
+    """Add the best kernels that are open, then paths for which others make room, until ``count`` are effective."""
+    allowed, rejected = open.clone(), 0
+    while rejected < _REJECTED:
+        kept = _filled(order, inside, kept, open, count)
+        path = None if int(kept.sum()) == count else _next_path(order, inside, kept, allowed)
+        if path is None:
+            break
+        longer = kept.index_fill(0, path, True)
+        exact = longer if int(longer.sum()) <= count else _shortened(order, inside, longer, path, count)
+        if exact is None:
+            allowed[path[0]] = False
+            rejected += 1
+        else:
+            kept = exact
+    return kept
+
+
+def _exchanged(order: _Order, inside: Inside, kept: Tensor, count: int) -> Tensor:
+    """Do without one of the worst kernels and those that depend on it, if more effective ones fit then.
+
+    Or without one of the best of the others, so that paths lead around it.
+    """
+    best, worst = kept, kept.nonzero()[:, 0].flip(0)[:_EXCHANGED]
+    for rank in torch.cat([worst, (~kept).nonzero()[:_EXCHANGED, 0]]):
+        if int(best.sum()) == count:
+            break
+        left = order.effective(inside, kept.index_fill(0, rank, False).nonzero()[:, 0])
+        other = _grown(order, inside, left, torch.ones_like(kept).index_fill(0, rank, False), count)
+        best = other if int(other.sum()) > int(best.sum()) else best
+    return best
+
+
 def _longest(order: _Order, inside: Inside, first: Tensor, ranks: Tensor, count: int) -> int:
     """Return how many of some ranks, in order and after the first ones, keep at most ``count`` kernels effective.
 
@@ -172,12 +195,12 @@ def _longest(order: _Order, inside: Inside, first: Tensor, ranks: Tensor, count:
     return low
 
 
-def _filled(order: _Order, inside: Inside, kept: Tensor, count: int) -> Tensor:
-    """Add the best kernels as long as they fit, then those that read a live channel and write a live filter."""
-    first, rest = kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]
+def _filled(order: _Order, inside: Inside, kept: Tensor, open: Tensor, count: int) -> Tensor:
+    """Add the best open kernels as long as they fit, then those that read a live channel and write a live filter."""
+    first, rest = kept.nonzero()[:, 0], (open & ~kept).nonzero()[:, 0]
     best = rest[: _longest(order, inside, first, rest, count)]
     kept = order.effective(inside, torch.cat([first, best]))
-    tried = kept
+    tried = kept | ~open
     while int(kept.sum()) < count:
         filters = {layer: mask.any(1, keepdim=True).expand_as(mask) for layer, mask in order.tables(kept).items()}
         fitting = order.effective(inside, order.ranked(filters).nonzero()[:, 0]) & ~tried
