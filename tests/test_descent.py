@@ -867,3 +867,14 @@ def test_an_error_that_is_not_a_number_is_no_lower_one(monkeypatch):
     found = cc.find(model, feature, images, final=3, **options)
     assert found == refitted
     assert any("Training raised the error on its images" in note for note in found.provenance["notes"])
+
+
+def test_a_circuit_trained_on_some_of_the_images_says_so(monkeypatch):
+    case = NETS["plain"]
+    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(7)
+    options = {"criterion": "learned", "density": 0.4, "start": 0.4, "tolerance": 0.0, "final": 3, "polish": 0}
+    assert not any("trained on" in note for note in cc.find(model, feature, images, **options).provenance["notes"])
+    monkeypatch.setattr(learning, "_IN_MEMORY", 5)
+    circuit = cc.find(model, feature, images, **options)
+    assert any("trained on 5 of the 7 images" in note for note in circuit.provenance["notes"])
+    assert circuit.provenance["calibration"]["trained"]["images"] == 5

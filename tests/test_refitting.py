@@ -319,7 +319,10 @@ def test_the_full_circuit_stays_as_it_is(name, method, ridge):
 
 
 def errors(case, model, circuit, images, only=None):
-    """{(layer, filter): (sum of squared errors without its gain and offset, with them)}, given its inputs."""
+    """{(layer, filter): (sum of squared errors without its gain and offset, with them, its pull)}, given its inputs.
+
+    The pull toward gain 0 of strength 1, without its gains and with them.
+    """
     layer, unit = circuit.feature.layer, circuit.feature.unit
     full = oracles.kernel_calls(model, None, layer, unit, images, blocks=case.blocks)
     masks = oracles.reachable(model, layer, unit, case.input_shape, dict(circuit.elements), blocks=case.blocks)
@@ -332,21 +335,42 @@ def errors(case, model, circuit, images, only=None):
         for o in masks[name].any(1).nonzero()[:, 0].tolist():
             y, z, rest = oracles.design(full[name], calls[name], o)
             fitted = rest + z @ circuit.gain[name][o].numpy() + float(circuit.offset[name][o])
-            found[name, o] = ((y - rest - z.sum(1)) ** 2).sum(), ((y - fitted) ** 2).sum()
+            pull = ((z - z.mean(0)) ** 2).sum(0) + ((y - y.mean()) ** 2).sum() / 100
+            pulls = (pull * masks[name][o].numpy()).sum(), (pull * circuit.gain[name][o].numpy() ** 2).sum()
+            found[name, o] = ((y - rest - z.sum(1)) ** 2).sum(), ((y - fitted) ** 2).sum(), pulls
     return found
 
 
 @pytest.mark.parametrize(
-    ("method", "ridge"), [("kernels", 0.0), ("kernels", 0.01), ("kernels", 3.0), ("filters", 0.01), ("mean", 0.0)]
+    ("method", "ridge", "positive"),
+    [
+        ("kernels", 0.0, False),
+        ("kernels", 0.01, False),
+        ("kernels", 3.0, False),
+        ("kernels", 0.01, True),
+        ("filters", 0.01, False),
+        ("mean", 0.0, False),
+    ],
 )
 @pytest.mark.parametrize("name", NETS)
-def test_refitting_never_raises_the_error_of_a_filter_given_its_inputs(name, method, ridge):
+def test_refitting_never_raises_the_error_of_a_filter_given_its_inputs(name, method, ridge, positive):
     case, model = NETS[name], built(name)
-    refitted = cc.refit(model, last(name), case.images(6), method=method, ridge=ridge)
+    refitted = cc.refit(model, last(name), case.images(6), method=method, ridge=ridge, positive=positive)
     found = errors(case, model, refitted, case.images(6))
     assert found
-    assert all(after <= before * (1 + 1e-9) + 1e-15 for before, after in found.values())
-    assert any(after < 0.999 * before for before, after in found.values())
+    assert all(after <= before * (1 + 1e-9) + 1e-15 for before, after, _ in found.values())
+    assert any(after < 0.999 * before for before, after, _ in found.values())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_pulled_toward_0_the_error_of_a_filter_and_its_pull_together_never_rise(name):
+    case, model = NETS[name], built(name)
+    refitted = cc.refit(model, last(name), case.images(6), ridge=0.01, toward=0)
+    found = errors(case, model, refitted, case.images(6))
+    assert found
+    for before, after, (pull, pulled) in found.values():
+        assert after + 0.01 * pulled <= (before + 0.01 * pull) * (1 + 1e-9) + 1e-15
+    assert any(after < 0.999 * before for before, after, _ in found.values())
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -378,7 +402,7 @@ def test_without_ridge_more_constants_never_raise_the_error_of_the_first_layer(n
         errors(case, model, cc.refit(model, circuit, images, method=method, ridge=0), images, first)
         for method in FITTED
     )
-    for o, (none, after) in kernels.items():
+    for o, (none, after, _) in kernels.items():
         assert after <= filters[o][1] * (1 + 1e-9) + 1e-15
         assert filters[o][1] <= mean[o][1] * (1 + 1e-9) + 1e-15
         assert mean[o][1] <= none * (1 + 1e-9) + 1e-15

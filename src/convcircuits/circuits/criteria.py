@@ -298,7 +298,8 @@ def progressive(
         draws: As for ``gauss_newton``.
         scored: Number of images that later cuts are scored on.
         ridge: As for ``refit``.
-        toward: As for ``refit``. Toward 0, kernels that cancel each other are found out.
+        toward: As for ``refit``. Toward 0, kernels that cancel each other are found out; circuits of nearly all kernels
+            then differ a little from the model.
         positive: As for ``refit``. Kernels of gain 0 are cut next. They are dropped from the last circuit if its size
             is given by filters and kernels a filter, except where a filter has no others. Without training, small
             circuits are better with gains of any sign.
@@ -336,7 +337,7 @@ def learned(
     that training goes on from cut to cut.
 
     Args:
-        trace: The feature's images, all of one size.
+        trace: The feature's images, all of one size. Steps are made on at most 512 of them, drawn at random.
         sizes: The sizes that circuits have, the largest first; the last is the size to reach.
         done: The first circuits of this descent, if an earlier run found them.
         start: As for ``progressive``.

@@ -104,7 +104,7 @@ class Learn:
         parts = list(trace.batches.sample(_IN_MEMORY, trace.seed))
         if len({part.shape[1:] for part in parts}) > 1:
             raise ConvCircuitsError("Constants are trained on images of one size; crop or resize the images to one.")
-        self._images = torch.cat(parts)
+        self._images, self._given = torch.cat(parts), trace.batches.count
         with torch.no_grad():
             maps = torch.cat([fit.target.maps(part) for part in parts])
             self.cost["forward"] += len(maps)
@@ -148,6 +148,11 @@ class Learn:
         steps, polish = (training.final, training.polish) if last else (training.steps, 0)
         if not steps or not any(bool(mask.any()) for mask in masks.kernels.values()):
             return start
+        if len(self._images) < self._given:
+            self.notes.append(
+                f"Constants are trained on {len(self._images):,} of the {self._given:,} images, drawn at random, which "
+                "are kept in memory; they are refitted on all."
+            )
         run = self._runner(masks)
         error = self._error(self._with(start, masks, run))
         if before is not None and error > training.tolerance:
