@@ -22,7 +22,7 @@ from convcircuits.drawing.tiles import read_data_url
 from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
 from convcircuits.network.reach import survey
-from convcircuits.values.controls import RIVALS
+from convcircuits.values.controls import RIVALS, STRICTEST
 from convcircuits.values.tables import LayerTable
 from convcircuits.version import __version__
 from nets import NETS, seeded
@@ -599,6 +599,25 @@ def test_controls_that_are_given_are_shown_and_not_measured_again(model, monkeyp
     record = drawn.document.variants[0].fidelity.controls
     assert "relabelled" not in {rival.name for rival in record.rivals}
     assert record.best == "average_map"
+
+
+def test_a_verdict_without_the_strictest_control_says_so(model):
+    given, held_out = images(12), images(6, seed=1)
+    circuit = cc.find(model, FEATURE, given, filters=4, fan_in=3, start=0.9)
+
+    def drawn(circuit, descents):
+        report = cc.controls(model, circuit, held_out, fit=given, draws=1, descents=descents)
+        report = dataclasses.replace(report, verdict="found", verdict_sentence="The circuit of a:3 was found: so.")
+        shown = cc.diagram(model, circuit, held_out=held_out, controls=report)
+        return shown.caption, shown.document.variants[0].fidelity.controls.unmeasured
+
+    caption, unmeasured = drawn(circuit, 0)
+    assert unmeasured == STRICTEST
+    assert f"The circuit was found: so. Not measured: {STRICTEST}." in caption
+    for one, descents in ((circuit, 1), (cc.refit(model, found(model), given), 0)):  # the other is of no descent
+        caption, unmeasured = drawn(one, descents)
+        assert unmeasured == ""
+        assert "The circuit was found, not made by its constants: so. " in caption
 
 
 def test_controls_of_another_circuit_or_of_other_images_are_refused(model):

@@ -1223,7 +1223,7 @@ test("a figure's caption is one line at every width, and its short forms say not
   graph.document.heldOut!.count = 12_345;
   Object.assign(fidelity!, { r2: 0.35, r2Interior: -12.42, r2Random: -1.25 });
   const rival = { name: "redrawn", r2: 0.3, r2Interior: 0.31, r2Rectified: null } as const;
-  const shared = { sentence: "", margin: 0.3, noise: 0.1, best: rival.name, rivals: [rival] };
+  const shared = { sentence: "", margin: 0.3, noise: 0.1, best: rival.name, rivals: [rival], unmeasured: "" };
   const views = [{}, { kernels: 30 }, { variant: 1 }, { compare: 2 }].map((at) => view({ ...at, nodesPerColumn: 3 }));
   const numbersIn = (text: string): string[] => text.match(/\u2212?\d[\d.,]*\d|\d/g) ?? [];
   const printed = new Set<number>();
@@ -1341,12 +1341,15 @@ test("the caption says whether a fitted circuit was found or made by its constan
       { name: "relabelled" as const, r2: -0.4, r2Interior: -0.3, r2Rectified: null },
       { name: best, r2: 0.3, r2Interior: 0.24, r2Rectified: 0.1 },
     ],
+    unmeasured: "",
   });
   circuit!.fidelity!.controls = controls("found");
   holds(say(), ` fitted on 9 images. The circuit was found, not made by its constants: ${shown} `);
   assert.doesNotMatch(say(), /No controls|refitted, reaches/);
   assert.equal(say().split("a random circuit of equal size").length - 1, 2); // as a control, and for the drawn part
   holds(say({ compare: 1 }), ` "circuit" was found, not made by its constants: ${shown} `);
+  circuit!.fidelity!.controls = { ...controls("found"), unmeasured: "the strictest control" };
+  holds(say(), ` fitted on 9 images. The circuit was found: ${shown} Not measured: the strictest control. `);
   circuit!.fidelity!.controls = controls("found", "redrawn");
   holds(say(), "; a random circuit of equal size, not refitted, reaches 0.40 (");
   circuit!.fidelity!.controls = controls("not found");

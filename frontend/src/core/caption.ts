@@ -93,12 +93,13 @@ function beside(subject: string, { role, calibration, fidelity }: Variant): stri
     return calibration && role !== "control"
       ? " No controls were fitted, so whether its constants made it is not known."
       : "";
+  const { sentence, unmeasured } = fidelity.controls;
   const found = {
-    found: `${subject} was found${calibration ? ", not made by its constants" : ""}`,
+    found: `${subject} was found${calibration && !unmeasured ? ", not made by its constants" : ""}`,
     "not found": `${subject} was not found`,
     "not decided": `whether ${subject} was found${calibration ? ", or made by its constants," : ""} is not decided`,
   }[fidelity.controls.verdict];
-  return ` ${capital(found)}: ${reasons(fidelity.controls.sentence)}.`;
+  return ` ${capital(found)}: ${reasons(sentence)}.${unmeasured ? ` Not measured: ${unmeasured}.` : ""}`;
 }
 
 function capital(text: string): string {

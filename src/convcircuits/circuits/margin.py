@@ -31,7 +31,7 @@ from convcircuits.network.laws import checked
 from convcircuits.network.masking import Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.values.circuit import Circuit
-from convcircuits.values.controls import CHECKS, RIVALS, Control, Controls, judged, margins
+from convcircuits.values.controls import CHECKS, RIVALS, STRICTEST, Control, Controls, judged, margins
 from convcircuits.values.feature import at
 from convcircuits.values.report import WHERE
 
@@ -198,10 +198,7 @@ class _Made:
         for model in rewired:
             self.elsewhere.append(("refound", model, refound(subject, circuit, batches, model, progress=progress)))
         if not descents and descent_of(circuit) is not None:
-            self.notes.append(
-                "Not measured: what the same descent finds among shuffled kernels, the strictest control "
-                f"({option('descents', 1)})."
-            )
+            self.notes.append(f"Not measured: {STRICTEST} ({option('descents', 1)}).")
 
     def _note_what_stays(self, circuit: Circuit, graphs: list[Circuit]) -> None:
         size = max(1, len(circuit))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convcircuits.circuits import margin
-from convcircuits.circuits.controls import random_like
+from convcircuits.circuits.controls import descent_of, random_like
 from convcircuits.circuits.criteria import CRITERIA, DESCENTS
 from convcircuits.circuits.evaluation import evaluate_all
 from convcircuits.circuits.sizes import found_on
@@ -40,7 +40,7 @@ from convcircuits.network.laws import checked, sentence
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.texts import sentences
 from convcircuits.values.circuit import Circuit
-from convcircuits.values.controls import RIVALS, Controls
+from convcircuits.values.controls import RIVALS, STRICTEST, Controls
 from convcircuits.values.feature import Feature
 from convcircuits.values.granularity import elements_with
 from convcircuits.values.report import Evaluation
@@ -446,7 +446,7 @@ def measured(
                 found_on=circuit.provenance.get("images") == reports[0].provenance["images"],
                 drawn=data.Drawn(kernels=view.kernels, r2=_known(reports[count + n].r2), path=view.path),
                 random_refitted=circuit.calibrated and fit is not None,
-                controls=None if n or beside is None else _controls(beside),
+                controls=None if n or beside is None else _controls(beside, circuit),
             ),
         )
         for n, (variant, circuit, view) in enumerate(zip(document.variants, drawing.circuits, views, strict=True))
@@ -492,7 +492,8 @@ def _fidelity(
     )
 
 
-def _controls(beside: Controls) -> data.Controls:
+def _controls(beside: Controls, circuit: Circuit) -> data.Controls:
+    descended = descent_of(circuit) is not None
     return data.Controls(
         verdict=beside.verdict,
         sentence=beside.verdict_sentence,
@@ -504,6 +505,7 @@ def _controls(beside: Controls) -> data.Controls:
             for row in beside.controls
             if row.name in RIVALS
         ),
+        unmeasured=STRICTEST if descended and all(row.name != "refound" for row in beside.controls) else "",
     )
 
 

@@ -155,12 +155,15 @@ class Rival(Record):
 class Controls(Record):
     """A circuit beside controls that were treated alike; margins are on the interior if there is one."""
 
+    later = ("unmeasured",)
+
     verdict: Literal["found", "not found", "not decided"]
     sentence: str  # the verdict and why
     margin: float | None  # R2 of the circuit minus that of the best control, or minus 0 if that is higher
     noise: float | None  # of the margin; None, as of the margin: not defined
     best: Literal["relabelled", "random", "redrawn", "refound", "average_map"]  # the best control
     rivals: tuple[Rival, ...]  # those that could be made
+    unmeasured: str = ""  # a control that the verdict does without, for people
 
     def _check(self) -> None:
         names = [rival.name for rival in self.rivals]
