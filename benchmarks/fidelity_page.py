@@ -83,7 +83,8 @@ _DRAWABLE = """\
 ## Drawable circuits: 12 filters a layer, 6 kernels a filter
 
 Median (least to most) over units, inside. *Found anew*, the strictest control: what the same descent finds, aimed at
-the same map, in a copy of the network whose kernels are shuffled within each layer.
+the same map, in a copy of the network whose kernels are shuffled within each layer. *Were found*: of the circuits that
+were measured beside it, those that exceed all controls. *Without it*: of the others, those that exceed the other ones.
 """
 _EACH = """\
 ### Each unit
@@ -428,11 +429,18 @@ def _in_short(drawn: Sequence[Drawn]) -> str:
                 _range([one.circuit["r2_rectified"] for one in some]),
                 _range(anew) + ("" if len(anew) in (0, len(some)) else f", of {len(anew)}"),
                 _range([one.margin for one in some]),
-                f"{sum(one.verdict == 'found' for one in some)} of {len(some)}",
+                _count(some, strict=True),
+                _count(some, strict=False),
             ]
         )
-    heads = "layer,run,units,kernels,R2 inside,rectified,found anew,margin,were found"
+    heads = "layer,run,units,kernels,R2 inside,rectified,found anew,margin,were found,without it"
     return _table(heads.split(","), rows)
+
+
+def _count(drawn: Sequence[Drawn], *, strict: bool) -> str:
+    """Return how many of the circuits with the strictest control, or of those without it, were found."""
+    some = [one for one in drawn if ("refound" in one.controls) == strict]
+    return f"{sum(one.verdict == 'found' for one in some)} of {len(some)}" if some else "-"
 
 
 def _range(values: Sequence[float | None]) -> str:
@@ -468,9 +476,10 @@ def _paper(records: Sequence[dict[str, Any]]) -> str:
     for net, layer in {(one["net"], one["layer"]): None for one in records}:
         some = [one for one in records if (one["net"], one["layer"]) == (net, layer)]
         rows = []
-        for criterion in some[0]["figures"]:
-            figures = torch.tensor([one["figures"][criterion] for one in some]).nan_to_num(0).mean(0)
-            rows.append([criterion, f"{len(some)}", *(f"{_figure(r)} / {_figure(r2)}" for r, r2 in figures.tolist())])
+        for criterion in dict.fromkeys(name for one in some for name in one["figures"]):
+            figures = torch.tensor([one["figures"][criterion] for one in some if criterion in one["figures"]])
+            means = figures.nan_to_num(0).mean(0).tolist()
+            rows.append([criterion, f"{len(figures)}", *(f"{_figure(r)} / {_figure(r2)}" for r, r2 in means)])
         heads = ["criterion", "units", *(f"{100 * one:g} %" for one in some[0]["densities"])]
         parts.append(f"### {net} `{layer}`\n\n" + _table(heads, rows))
     return (

@@ -7,9 +7,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+import convcircuits as cc
+import oracles
+from nets import NETS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -100,6 +105,33 @@ def test_the_papers_protocol_is_a_mean_over_units():
     assert lines[-3] == "| criterion | units | 50 % | 0.1 % |"
     assert lines[-1] == "| snip | 2 | .80 / .50 | .00 / -2.00 |"
     assert page._paper([]) == ""
+    more = record(2, 0.5)
+    more["figures"] |= {"progressive": [[0.9, 0.8], [0.6, 0.4]]}  # which older records do not have
+    for records in ([record(0, 0.9), more], [more, record(0, 0.9)]):
+        lines = page._paper(records).splitlines()
+        assert lines[-2:] == ["| snip | 2 | .70 / .50 | .00 / -2.00 |", "| progressive | 1 | .90 / .80 | .60 / .40 |"]
+
+
+def test_the_papers_protocol_measures_every_criterion_at_every_density(monkeypatch):
+    benchmark = loaded("fidelity")
+    monkeypatch.setattr(benchmark, "PAPER", (0.9, 0.5, 0.2))
+    case = NETS["plain"]
+    images, (layer, unit) = case.images(6), case.features[-1]
+    data = benchmark.Data(None, SimpleNamespace(model=case.build()), images, images, [], [])
+    feature = cc.Feature(layer, unit)
+    found = benchmark.paper(data, feature)
+    assert list(found["figures"]) == ["actgrad", "snip", "force", "progressive"]
+    full = oracles.full_map(data.model, layer, unit, images).flatten()
+    scores = cc.score(data.model, feature, images, criterion="snip")
+    path = cc.find_path(data.model, feature, images, density=[0.9, 0.5, 0.2])
+    for n, density in enumerate(found["densities"]):
+        count = round(density * path[0].relevant)
+        (descended,) = (one for one in path if len(one) == count)
+        for name, circuit in (("snip", cc.prune(scores, density=density)), ("progressive", descended)):
+            made = cc.activations(data.model, feature, images, circuit=circuit, effective=False).flatten()
+            r = float(torch.corrcoef(torch.stack([full, made]))[0, 1])
+            r2 = float(1 - (made - full).square().sum() / (full - full.mean()).square().sum())
+            assert found["figures"][name][n] == pytest.approx([r, r2], rel=1e-6)
 
 
 def drawable(run, controls, margin, provenance, draws=1):
@@ -144,10 +176,11 @@ def test_drawable_circuits_are_also_told_in_short():
     said = page._drawable(records)
     assert (
         "| net `layer` | progressive | 3 | 10 | **.70 (.50 to .80)** | .40 | .30 (.00 to .40) | .40 (.10 to .80) "
-        "| 2 of 3 |" in said
+        "| 2 of 3 | - |" in said
     )
     assert (
-        "| net `layer` | learned | 2 | 15 | **.70 (.60 to .80)** | - | .10, of 1 | .65 (.50 to .80) | 2 of 2 |" in said
+        "| net `layer` | learned | 2 | 15 | **.70 (.60 to .80)** | - | .10, of 1 | .65 (.50 to .80) | 1 of 1 | 1 of 1 |"
+        in said
     )
 
 
