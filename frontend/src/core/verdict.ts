@@ -92,13 +92,13 @@ function measured(graph: Graph, variant: Variant, fidelity: Fidelity): string {
   ] as const;
   const beside = baselines.flatMap(([name, r2]) => (r2 === null ? [] : `${name} ${share(r2)}`));
   const where = inside ? middle(fidelity) + closed(overall(fidelity, share)) : "";
-  return `${part(decisive(fidelity))}${where} ${on}${beside.length ? ` (${beside.join(", ")})` : ""}${fitted(variant)}`;
+  return `${part(decisive(fidelity))}${where} ${on}${beside.length ? ` (${beside.join(", ")})` : ""}${fitted(variant, true)}`;
 }
 
 // What the forms of a figure's caption are without, each also without all before it: long words, baselines beside the
-// best control, R² of what is drawn, R² over all positions, constants, the best control, the circuit's size, and the
-// number of images.
-const [WORDS, OTHERS, ALONE, EVERYWHERE, CONSTANTS, BASELINES, SIZE, IMAGES] = [1, 2, 3, 4, 5, 6, 7, 8] as const;
+// best control, R² of what is drawn, R² over all positions, the best control, the circuit's size, the number of images,
+// and constants.
+const [WORDS, OTHERS, ALONE, EVERYWHERE, BASELINES, SIZE, IMAGES, CONSTANTS] = [1, 2, 3, 4, 5, 6, 7, 8] as const;
 
 /** A figure's caption in forms from the fullest to the shortest, of which the first that fits one line is printed. Each
  *  is true and has the verdict, which no baseline may contradict, R² and what is drawn. */
@@ -118,7 +118,7 @@ export function figureCaptions(graph: Graph, view: View, numbers: Caption): stri
   const [inside, random, average] = baselinesOf(fidelity);
   const best = fidelity.controls && decisiveOf(fidelity, fidelity.controls.best);
   const name = variant.role === "control" ? capitalized(plain(variant.name)) : null;
-  return Array.from({ length: IMAGES + 1 }, (_, without) => {
+  return Array.from({ length: CONSTANTS + 1 }, (_, without) => {
     const has = (what: number) => without < what;
     const verdict = has(WORDS)
       ? (name ?? VERDICTS[fidelity.verdict]) + found(variant)
@@ -144,7 +144,7 @@ export function figureCaptions(graph: Graph, view: View, numbers: Caption): stri
       inside && has(EVERYWHERE) ? closed(overall(fidelity, decimal)) : "",
       has(IMAGES) ? ` on ${images}` : "",
       beside.length && has(BASELINES) ? ` (${beside.join(", ")})` : "",
-      has(CONSTANTS) ? fitted(variant) : "",
+      has(CONSTANTS) ? fitted(variant, has(WORDS)) : "",
       `; ${drawing}`,
       all || numbers.r2Drawn === null || !has(ALONE) ? "" : `, alone R² ${decimal(numbers.r2Drawn)}`,
       ".",
@@ -152,7 +152,7 @@ export function figureCaptions(graph: Graph, view: View, numbers: Caption): stri
   });
 }
 
-/** The same of two circuits: without long words, constants, verdicts and the number of images, then with shorter and
+/** The same of two circuits: without long words, verdicts, the number of images and constants, then with shorter and
  *  shorter names. */
 function compared(graph: Graph, view: View, drawing: string): string[] {
   const crossed = crossedOf(graph, view);
@@ -177,7 +177,7 @@ function compared(graph: Graph, view: View, drawing: string): string[] {
         of?.foundOn ? (without ? "training" : "training images") : "",
       ];
       const r2 = of ? r2Text(of) + (alike ? "" : placeOf(of, !without)) : "not measured";
-      return `${r2} (${about.filter(Boolean).join(", ")}${without < 2 ? fitted(variant) : ""})`;
+      return `${r2} (${about.filter(Boolean).join(", ")}${without < 4 ? fitted(variant, !without) : ""})`;
     });
     const on = unseen && without < 4 ? ` on ${plural(graph.document.heldOut!.count, "unseen image")}` : "";
     return `R²${alike ? [...places].join("") : ""}${on}: ${said.join(", ")}; ${drawing}.`;
@@ -227,8 +227,11 @@ function decisiveOf(of: Fidelity, name: Rival["name"]): number | null {
 }
 
 /** What a circuit owes its figures to, besides its kernels. */
-function fitted({ calibration }: Variant): string {
-  return calibration?.constants ? `, with ${plural(calibration.constants, "fitted constant")}` : "";
+function fitted({ calibration }: Variant, long: boolean): string {
+  if (!calibration?.constants) return "";
+  return long
+    ? `, with ${plural(calibration.constants, "fitted constant")}`
+    : `, ${plural(calibration.constants, "constant")}`;
 }
 
 /** What takes something from a verdict on a circuit that keeps its feature, after it and in place of it. */
