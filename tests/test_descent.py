@@ -654,6 +654,13 @@ def test_a_circuit_and_its_report_say_seed_schedule_cost_and_gap(criterion):
     elsewhere = cc.refit(model, path[-1], case.images(4, seed=2))  # what ran on which of the two is not known
     assert "images run: " in elsewhere.summary()
     assert "passes over" not in elsewhere.summary()
+    again = {method: cc.refit(model, path[-1], images, method=method) for method in ("kernels", "filters", "none")}
+    snip = cc.find(model, feature, images, criterion="snip", density=0.3)
+    for method in ("kernels", "filters"):
+        for one in (again[method], cc.refit(model, snip, images, method=method)):
+            assert f", then refitted (method {method}); images run: " in one.summary()
+    assert ", then its constants removed; images run: " in again["none"].summary()
+    assert "found by snip, seed 0; images run: " in cc.refit(model, snip, images, method="none").summary()
     held_in = cc.evaluate(model, path[-1], images)
     assert report.r2_training == pytest.approx(held_in.r2, abs=1e-9)
     gap = f"On those images R2 is {held_in.r2:.2f}, here {report.r2:z.2f}: a gap of {held_in.r2 - report.r2:z.2f}."

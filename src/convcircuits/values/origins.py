@@ -56,6 +56,10 @@ def _check_plain(said: Any) -> None:
     raise ConvCircuitsError(f"its provenance is nested more than {_DEEPEST} levels deep")
 
 
+_OF_REFITS = ("ridge", "toward", "positive", "positions")
+"""Options that a descent has in common with the refits after its cuts."""
+
+
 def how_found(said: Mapping[str, Any]) -> str:
     """Return how a circuit was found and what that cost, as a line, from its provenance; empty if that is not known."""
     cost, images = said.get("cost", {}), said.get("images", {}).get("count")
@@ -67,6 +71,7 @@ def how_found(said: Mapping[str, Any]) -> str:
         text += f", in {len(sizes)} cut{'s' * (len(sizes) != 1)}, the first to {sizes[0]:,} kernels"
         how = [f"{name} {schedule[name]:.3g}" for name in ("start", "ratio") if name in schedule]
         text += f" ({', '.join(how)})" if how else ""
+    text += _fitted_later(said)
     ways = {
         "forward": "forward",
         "backward": "backward",
@@ -79,6 +84,19 @@ def how_found(said: Mapping[str, Any]) -> str:
         return text  # it was fitted on other images, and what ran on which is not known
     passes = [f"{cost[key] / images:.4g}" for key in ways if cost.get(key)]
     return f"{text}, that is {_listed(passes)} pass{'es' * (passes != ['1'])} over its {images:,} images"
+
+
+def _fitted_later(said: Mapping[str, Any]) -> str:
+    """Return, in words, that a circuit has other constants than those that its descent, if any, gave it; else nothing."""
+    fit, schedule = said.get("calibration", {}), said.get("schedule")
+    method = fit.get("method", "none")
+    if schedule is None:
+        return "" if method == "none" else f", then refitted (method {method})"
+    if method == "none":
+        return ", then its constants removed"
+    changed = any(fit[key] != schedule[key] for key in _OF_REFITS if key in fit and key in schedule)
+    changed |= method != "kernels" or ("steps" in schedule and "trained" not in fit)
+    return f", then refitted (method {method})" if changed else ""
 
 
 def _listed(words: list[str]) -> str:
