@@ -87,7 +87,7 @@ def how_found(said: Mapping[str, Any]) -> str:
 
 
 def _fitted_later(said: Mapping[str, Any]) -> str:
-    """Return, in words, that a circuit has other constants than those that its descent, if any, gave it; else nothing."""
+    """Return, in words, how the constants of a circuit were changed after it was found; empty if they were not."""
     fit, schedule = said.get("calibration", {}), said.get("schedule")
     method = fit.get("method", "none")
     if schedule is None:
