@@ -92,7 +92,8 @@ function measured(graph: Graph, variant: Variant, fidelity: Fidelity): string {
   ] as const;
   const beside = baselines.flatMap(([name, r2]) => (r2 === null ? [] : `${name} ${share(r2)}`));
   const where = inside ? middle(fidelity) + closed(overall(fidelity, share)) : "";
-  return `${part(decisive(fidelity))}${where} ${on}${beside.length ? ` (${beside.join(", ")})` : ""}${fitted(variant, true)}`;
+  const listed = beside.length ? ` (${beside.join(", ")})` : "";
+  return `${part(decisive(fidelity))}${where} ${on}${listed}${fitted(variant, true)}`;
 }
 
 // What the forms of a figure's caption are without, each also without all before it: long words, baselines beside the
