@@ -335,8 +335,8 @@ def errors(case, model, circuit, images, only=None):
         for o in masks[name].any(1).nonzero()[:, 0].tolist():
             y, z, rest = oracles.design(full[name], calls[name], o)
             fitted = rest + z @ circuit.gain[name][o].numpy() + float(circuit.offset[name][o])
-            pull = ((z - z.mean(0)) ** 2).sum(0) + ((y - y.mean()) ** 2).sum() / 100
-            pulls = (pull * masks[name][o].numpy()).sum(), (pull * circuit.gain[name][o].numpy() ** 2).sum()
+            pull = (((z - z.mean(0)) ** 2).sum(0) + ((y - y.mean()) ** 2).sum() / 100) * masks[name][o].numpy()
+            pulls = pull.sum(), (pull * circuit.gain[name][o].numpy() ** 2).sum()
             found[name, o] = ((y - rest - z.sum(1)) ** 2).sum(), ((y - fitted) ** 2).sum(), pulls
     return found
 
