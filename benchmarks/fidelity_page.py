@@ -84,7 +84,8 @@ _DRAWABLE = """\
 
 Median (least to most) over units, inside. *Found anew*, the strictest control: what the same descent finds, aimed at
 the same map, in a copy of the network whose kernels are shuffled within each layer. *Were found*: of the circuits that
-were measured beside it, those that exceed all controls. *Without it*: of the others, those that exceed the other ones.
+were measured beside it, those whose margins over all controls are above the noise. *Without it*: the same of the
+others, by the other controls, with verdicts of older records.
 """
 _EACH = """\
 ### Each unit
@@ -110,6 +111,11 @@ _OF_REFITTED = (
     "*~*: noise of older records, of the refitted circuit's difference from the one found anew, and so the verdict.\n"
 )
 _ANY_SIGN = "*Any sign*: older records of trained circuits, in which gains could be below 0.\n"
+
+_FITTED = (
+    "`progressive` keeps as many kernels; its constants were fitted on these images, so the tables above are the\n"
+    "fairer ones for it. "
+)
 
 Unit = tuple[str, str, int]
 """Network, layer, unit."""
@@ -485,11 +491,12 @@ def _paper(records: Sequence[dict[str, Any]]) -> str:
     return (
         "## The paper's protocol\n\n`--protocol paper`: Pearson's r over all images and positions, on the images that "
         "were scored, dead kernels counted and their\nbiases kept, mean over units, where the undefined r of a "
-        "constant map counts as 0; beside it R2, for which scale and\noffset count. `progressive` keeps as many "
-        "kernels; its constants were fitted on these images, so the tables above are the\nfairer ones for it. The "
-        "paper shows its own figures as curves, over 60 to 100 units of a network and 2,000 photographs of\nImageNet, "
-        "for torchvision's AlexNet, VGG11, ResNet18 and InceptionV1. Neither these weights nor the photographs were at"
-        "\nhand here, so no figure of it stands beside these.\n\n" + "\n\n".join(parts)
+        "constant map counts as 0; beside it R2, for which scale and\noffset count. "
+        + _FITTED
+        * any("progressive" in one["figures"] for one in records)
+        + "The paper shows its own figures as curves, over 60 to 100 units of a network and 2,000 photographs of\n"
+        "ImageNet, for torchvision's AlexNet, VGG11, ResNet18 and InceptionV1. Neither these weights nor the photographs "
+        "were at\nhand here, so no figure of it stands beside these.\n\n" + "\n\n".join(parts)
     )
 
 

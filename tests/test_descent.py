@@ -654,6 +654,9 @@ def test_a_circuit_and_its_report_say_seed_schedule_cost_and_gap(criterion):
     elsewhere = cc.refit(model, path[-1], case.images(4, seed=2))  # what ran on which of the two is not known
     assert "images run: " in elsewhere.summary()
     assert "passes over" not in elsewhere.summary()
+    pulled = cc.refit(model, path[-1], case.images(4, seed=2), toward=0)
+    weighted = cc.refit(model, path[-1], images, toward=0, weights=[1, 2, 1, 1, 1, 1])
+    assert all("then refitted (method kernels)" in one.summary() for one in (elsewhere, pulled, weighted))
     again = {method: cc.refit(model, path[-1], images, method=method) for method in ("kernels", "filters", "none")}
     snip = cc.find(model, feature, images, criterion="snip", density=0.3)
     for method in ("kernels", "filters"):

@@ -147,7 +147,7 @@ export interface Controls {
   noise: number | null; // of the margin; null, as of the margin: not defined
   best: "relabelled" | "random" | "redrawn" | "refound" | "average_map"; // the best control
   rivals: Rival[]; // those that could be made
-  unmeasured?: string; // a control that the verdict does without, for people
+  unmeasured?: string; // a control that the verdict does without, in words; empty: none
 }
 
 /** Measured of the whole circuit on the held-out images; null where it is not defined or was not measured. */

@@ -238,7 +238,7 @@ function fitted({ calibration }: Variant, long: boolean): string {
 /** What takes something from a verdict on a circuit that keeps its feature, after it and in place of it. */
 const DOUBTS = {
   "no controls": [", but no controls were fitted", "No controls"],
-  "not found": [", but not clearly better than its controls", "Controls close"],
+  "not found": [", but not clearly better than its controls", "Not above controls"],
   "not decided": [", but not decided whether better than its controls", "Not decided"],
 } as const;
 

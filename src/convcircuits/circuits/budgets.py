@@ -23,7 +23,9 @@ Inside = Callable[[Kernels], dict[str, Tensor]]
 _REJECTED = 8
 """After this many paths for which no place was found, free places stay free."""
 _EXCHANGED = 16
-"""So many of the worst kernels, and of the best that are not kept, are tried to be done without to reach a number."""
+"""The number of worst kernels, and of best kernels not kept, that are left out in turn to reach a number."""
+_CALLS = 500
+"""After asking so often what is effective, no other kernel is left out."""
 _TRIALS = 64
 """The number of kernels that may be tried, worst first, to make place for a path."""
 
@@ -61,9 +63,9 @@ def effective_top(saliency: Kernels, count: int, inside: Inside) -> dict[str, Te
     places go to the best kernels that read a live channel and write a live filter, which add exactly one each; then to
     the complete path whose worst kernel is best, for which the worst kernels that others do not depend on make room.
     If places are free even then, the search is repeated without one of the kernels that are in its way. Where that does
-    not help either, the number is a little lower: nearly always because no set of kernels has it, as where filters have
-    one kernel each. The kernels taken first are those of every larger circuit, too, unless one of them was in the way;
-    the ones that fill free places need not be.
+    not help either, the number is a little lower: mostly because no set of kernels has it, as where filters have one
+    kernel each, but in layers that run several times it may be lower than is possible. The kernels taken first are
+    those of every larger circuit, too, unless one of them was in the way; the ones that fill free places need not be.
 
     Args:
         saliency: Layer name -> (out, in per group), in execution order; NaN for kernels that must not be kept.
@@ -147,11 +149,11 @@ class _Order:
         return self.ranked(inside(self.tables(kept)))
 
 
-def _grown(order: _Order, inside: Inside, kept: Tensor, open: Tensor, count: int) -> Tensor:
-    """Add the best kernels that are open, then paths for which others make room, until ``count`` are effective."""
-    allowed, rejected = open.clone(), 0
+def _grown(order: _Order, inside: Inside, kept: Tensor, usable: Tensor, count: int) -> Tensor:
+    """Add the best kernels that are usable, then paths for which others make room, until ``count`` are effective."""
+    allowed, rejected = usable.clone(), 0
     while rejected < _REJECTED:
-        kept = _filled(order, inside, kept, open, count)
+        kept = _filled(order, inside, kept, usable, count)
         path = None if int(kept.sum()) == count else _next_path(order, inside, kept, allowed)
         if path is None:
             break
@@ -166,16 +168,23 @@ def _grown(order: _Order, inside: Inside, kept: Tensor, open: Tensor, count: int
 
 
 def _exchanged(order: _Order, inside: Inside, kept: Tensor, count: int) -> Tensor:
-    """Do without one of the worst kernels and those that depend on it, if more effective ones fit then.
+    """Leave out one of the worst kernels, with those that depend on it, if that lets more effective ones fit.
 
-    Or without one of the best of the others, so that paths lead around it.
+    Or one of the best of the others, so that paths lead around it.
     """
+    calls = 0
+
+    def counted(kernels: Kernels) -> dict[str, Tensor]:
+        nonlocal calls
+        calls += 1
+        return inside(kernels)
+
     best, worst = kept, kept.nonzero()[:, 0].flip(0)[:_EXCHANGED]
     for rank in torch.cat([worst, (~kept).nonzero()[:_EXCHANGED, 0]]):
-        if int(best.sum()) == count:
+        if int(best.sum()) == count or calls >= _CALLS:
             break
-        left = order.effective(inside, kept.index_fill(0, rank, False).nonzero()[:, 0])
-        other = _grown(order, inside, left, torch.ones_like(kept).index_fill(0, rank, False), count)
+        left = order.effective(counted, kept.index_fill(0, rank, False).nonzero()[:, 0])
+        other = _grown(order, counted, left, torch.ones_like(kept).index_fill(0, rank, False), count)
         best = other if int(other.sum()) > int(best.sum()) else best
     return best
 
@@ -195,12 +204,12 @@ def _longest(order: _Order, inside: Inside, first: Tensor, ranks: Tensor, count:
     return low
 
 
-def _filled(order: _Order, inside: Inside, kept: Tensor, open: Tensor, count: int) -> Tensor:
-    """Add the best open kernels as long as they fit, then those that read a live channel and write a live filter."""
-    first, rest = kept.nonzero()[:, 0], (open & ~kept).nonzero()[:, 0]
+def _filled(order: _Order, inside: Inside, kept: Tensor, usable: Tensor, count: int) -> Tensor:
+    """Add the best usable kernels as long as they fit, then those that read a live channel and write a live filter."""
+    first, rest = kept.nonzero()[:, 0], (usable & ~kept).nonzero()[:, 0]
     best = rest[: _longest(order, inside, first, rest, count)]
     kept = order.effective(inside, torch.cat([first, best]))
-    tried = kept | ~open
+    tried = kept | ~usable
     while int(kept.sum()) < count:
         filters = {layer: mask.any(1, keepdim=True).expand_as(mask) for layer, mask in order.tables(kept).items()}
         fitting = order.effective(inside, order.ranked(filters).nonzero()[:, 0]) & ~tried

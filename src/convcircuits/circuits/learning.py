@@ -148,11 +148,6 @@ class Learn:
         steps, polish = (training.final, training.polish) if last else (training.steps, 0)
         if not steps or not any(bool(mask.any()) for mask in masks.kernels.values()):
             return start
-        if len(self._images) < self._given:
-            self.notes.append(
-                f"Constants are trained on {len(self._images):,} of the {self._given:,} images, drawn at random, which "
-                "are kept in memory; they are refitted on all."
-            )
         run = self._runner(masks)
         error = self._error(self._with(start, masks, run))
         if before is not None and error > training.tolerance:
@@ -161,6 +156,11 @@ class Learn:
                 start, error = other, of_other
         if error <= training.tolerance:
             return start
+        if len(self._images) < self._given:
+            self.notes.append(
+                f"Constants are trained on {len(self._images):,} of the {self._given:,} images, drawn at random, and "
+                "refitted on all."
+            )
         found, after = self._improved(start, error, masks, run, steps, polish)
         if self._control and error > _HALF:
             matched = self._moment_matched(masks)

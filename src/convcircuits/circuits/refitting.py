@@ -91,7 +91,7 @@ def refit(
         ridge: The pull of the gains, relative to the spread of each kernel's map; 0 for none. Methods that
             fit no gains take no notice of it.
         toward: The gain toward which they are pulled, 1 or 0. Toward 0, kernels of a filter that cancel each other
-            fade; toward 1 they stay, no layer's error on these images rises, and the full circuit is the model.
+            fade; toward 1 they stay, no filter's error given its inputs rises, and the full circuit is the model.
             Methods that fit no gains take no notice of it.
         positive: Whether gains are 0 or more, so that no kernel does the opposite of what it does in the model. Methods
             that fit no gains take no notice of it.

@@ -10,6 +10,7 @@ import convcircuits as cc
 from convcircuits.cli import options
 from convcircuits.cli.output import aligned, cell, print_json, say
 from convcircuits.texts import printable
+from convcircuits.values.origins import fitted_later
 
 if TYPE_CHECKING:
     from convcircuits.compiler.interpreter import CircuitModule
@@ -93,14 +94,15 @@ def _again(value: "cc.Circuit | cc.Scores", file: Path) -> str:
     if path is not None and path["asked"] != [asked]:
         one, *more = path["asked"]
         size = f"kernels={[one.get('kernels') for one in path['asked']]}" if more else _arguments(one)
-        return f"cc.find_path{call}, {size})[{path['number']}]"
-    size = f"kernels={len(value)}"
-    if said.get("effective"):
-        size = f"kernels={asked.get('kernels', len(value))}, effective=True"
-        if "filters" in asked:
-            size = f"filters={asked['filters']}, fan_in={asked['fan_in']}"
-    found = f"cc.find{call}, {size})"
-    if path is not None or fitted is None:
+        found = f"cc.find_path{call}, {size})[{path['number']}]"
+    else:
+        size = f"kernels={len(value)}"
+        if said.get("effective"):
+            size = f"kernels={asked.get('kernels', len(value))}, effective=True"
+            if "filters" in asked:
+                size = f"filters={asked['filters']}, fan_in={asked['fan_in']}"
+        found = f"cc.find{call}, {size})"
+    if fitted is None or not fitted_later(said):
         return found
     if fitted.get("images") != said.get("images"):
         return "(refitted on other images than it was found on; no single command recreates it)"

@@ -163,7 +163,7 @@ class Controls(Record):
     noise: float | None  # of the margin; None, as of the margin: not defined
     best: Literal["relabelled", "random", "redrawn", "refound", "average_map"]  # the best control
     rivals: tuple[Rival, ...]  # those that could be made
-    unmeasured: str = ""  # a control that the verdict does without, for people
+    unmeasured: str = ""  # a control that the verdict does without, in words; empty: none
 
     def _check(self) -> None:
         names = [rival.name for rival in self.rivals]

@@ -31,7 +31,7 @@ CHECKS = {
 """What else is measured, in words."""
 
 STRICTEST = "the strictest control, what the same descent finds among shuffled kernels"
-"""The control that takes a descent, in words, for who is told that it was not measured."""
+"""The control that takes a descent, in words, for notes that it was not measured."""
 
 _NAMES = {"circuit": "the circuit", **RIVALS, **CHECKS}
 

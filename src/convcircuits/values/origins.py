@@ -71,7 +71,7 @@ def how_found(said: Mapping[str, Any]) -> str:
         text += f", in {len(sizes)} cut{'s' * (len(sizes) != 1)}, the first to {sizes[0]:,} kernels"
         how = [f"{name} {schedule[name]:.3g}" for name in ("start", "ratio") if name in schedule]
         text += f" ({', '.join(how)})" if how else ""
-    text += _fitted_later(said)
+    text += fitted_later(said)
     ways = {
         "forward": "forward",
         "backward": "backward",
@@ -86,7 +86,7 @@ def how_found(said: Mapping[str, Any]) -> str:
     return f"{text}, that is {_listed(passes)} pass{'es' * (passes != ['1'])} over its {images:,} images"
 
 
-def _fitted_later(said: Mapping[str, Any]) -> str:
+def fitted_later(said: Mapping[str, Any]) -> str:
     """Return, in words, how the constants of a circuit were changed after it was found; empty if they were not."""
     fit, schedule = said.get("calibration", {}), said.get("schedule")
     method = fit.get("method", "none")
@@ -95,7 +95,8 @@ def _fitted_later(said: Mapping[str, Any]) -> str:
     if method == "none":
         return ", then its constants removed"
     changed = any(fit[key] != schedule[key] for key in _OF_REFITS if key in fit and key in schedule)
-    changed |= method != "kernels" or ("steps" in schedule and "trained" not in fit)
+    changed |= method != "kernels" or ("steps" in schedule and "trained" not in fit) or "weights" in fit
+    changed |= any(key in fit and key in said and fit[key] != said[key] for key in ("images", "seed"))
     return f", then refitted (method {method})" if changed else ""
 
 
