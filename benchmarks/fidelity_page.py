@@ -495,8 +495,8 @@ def _paper(records: Sequence[dict[str, Any]]) -> str:
         + _FITTED
         * any("progressive" in one["figures"] for one in records)
         + "The paper shows its own figures as curves, over 60 to 100 units of a network and 2,000 photographs of\n"
-        "ImageNet, for torchvision's AlexNet, VGG11, ResNet18 and InceptionV1. Neither these weights nor the photographs "
-        "were at\nhand here, so no figure of it stands beside these.\n\n" + "\n\n".join(parts)
+        "ImageNet, for torchvision's AlexNet, VGG11, ResNet18 and InceptionV1. Neither these weights nor the "
+        "photographs were at\nhand here, so no figure of it stands beside these.\n\n" + "\n\n".join(parts)
     )
 
 
