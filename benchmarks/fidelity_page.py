@@ -85,7 +85,7 @@ _DRAWABLE = """\
 Median (least to most) over units, inside. *Found anew*, the strictest control: what the same descent finds, aimed at
 the same map, in a copy of the network whose kernels are shuffled within each layer. *Were found*: of the circuits that
 were measured beside it, those whose margins over all controls are above the noise. *Without it*: the same of the
-others, by the other controls, with verdicts of older records.
+others, by the other controls, also of verdicts in parentheses.
 """
 _EACH = """\
 ### Each unit

@@ -619,7 +619,8 @@ def test_a_verdict_without_the_strictest_control_says_so(model):
     assert "The circuit was found, not made by its constants: so. " in caption
     caption, unmeasured = drawn(cc.refit(model, found(model), given), 0)  # of no descent, which could be repeated
     assert unmeasured == ""
-    assert "The circuit was found: so. The whole" in caption
+    assert "The circuit was found: so. " in caption
+    assert STRICTEST not in caption
 
 
 def test_controls_of_another_circuit_or_of_other_images_are_refused(model):
