@@ -159,7 +159,7 @@ def test_the_number_is_the_largest_of_all_sets_without_a_dead_kernel(net, channe
         if equal(inside(masks), masks):
             reachable.add(size(masks))
     assert len(reachable) > 5
-    for seed in range(5):
+    for seed in range(10):
         for few in (None, 2):
             saliency = drawn(subject, seed, few)
             for count in range(1, len(places) + 1):

@@ -873,6 +873,10 @@ def test_show_reads_scores_and_circuits_of_the_library(folder, good):
         "drawable": drawable[-1],
         "on the way": drawable[1],
         "found": cc.find(model, cc.Feature("4", 2), images, criterion="progressive", density=0.3),
+        "descended and refitted": cc.refit(model, path[-1], images),
+        "refitted on the way": cc.refit(model, drawable[1], images, method="filters"),
+        "weighted": cc.refit(model, path[-1], images, toward=0, weights=[1, 3]),
+        "bare": cc.refit(model, path[0], images, method="none"),
     }
     for name, value in values.items():
         cc.save(value, f"{name}.safetensors")
@@ -880,6 +884,8 @@ def test_show_reads_scores_and_circuits_of_the_library(folder, good):
         assert again in good(f"show '{name}.safetensors'")
         assert eval(again, scope) == value
     cc.save(cc.refit(model, kept, images + 1), "elsewhere.safetensors")
+    assert "refitted on other images" in good("show elsewhere.safetensors")
+    cc.save(cc.refit(model, path[-1], images + 1, toward=0), "elsewhere.safetensors")
     assert "refitted on other images" in good("show elsewhere.safetensors")
     assert "made by from_masks" in good("show m.safetensors")
 

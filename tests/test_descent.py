@@ -251,6 +251,7 @@ def test_a_planted_circuit_is_recovered_and_its_gains_come_out_1(variant, seed):
     path = cc.find_path(planted.model, planted.feature, images, kernels=count, start=1.0, positions=2000)
     assert agreement(snip.elements, planted.truths).auroc < 0.8
     assert agreement(removal_order(path), planted.truths).auroc >= 0.95
+    assert all(torch.equal(path[-1].kernels[layer], truth.bool()) for layer, truth in planted.truth.items())
     last = cc.refit(planted.model, path[-1], images, ridge=1e-6)
     assert cc.evaluate(planted.model, last, planted_images(24, seed=99).double()).r2 > 0.9999
     for layer, kept in last.kernels.items():
