@@ -257,6 +257,11 @@ def controls(data: Data, circuit: cc.Circuit, descents: int) -> dict[str, Any]:
     return report.as_dict()
 
 
+def record_file(net: Net, unit: int, run: str, folder: Path) -> Path:
+    """Return where a run of a unit is recorded."""
+    return folder / net.name / f"{net.layer}-{unit}-{run}.json"
+
+
 def circuit_file(record: Path) -> Path:
     """Return where the circuit of a record is stored."""
     return record.with_suffix(".safetensors.gz")
@@ -322,8 +327,14 @@ def main() -> None:
         for net in nets:
             if not given.layer or net.layer in given.layer:
                 data = Data.of(net, pictures, counts)
-                action = measure_controls if given.controls else measure
-                action(data, runs, given.folder, only=given.unit, descents=given.descents)
+                chosen, among = chosen_units(data)
+                units = [one for one in chosen if not given.unit or one.unit in given.unit]
+                if not units:
+                    print(f"{net.name} {net.layer} has units {[one.unit for one in chosen]}, none of {given.unit}")
+                if given.controls:
+                    measure_controls(data, units, runs, given.folder, descents=given.descents)
+                else:
+                    measure(data, units, among, runs, given.folder, descents=given.descents)
     names = list(dict.fromkeys(net.name for net in nets))
     if not page.read(given.folder, names):
         parser.error(f"{given.folder} holds nothing that was measured, so the page would be empty")
@@ -332,14 +343,15 @@ def main() -> None:
     given.out.write_text(text)
 
 
-def measure(data: Data, runs: Sequence[str], folder: Path, *, only: Sequence[int] | None, descents: int) -> None:
+def measure(
+    data: Data, units: Sequence[UnitStatistics], among: int, runs: Sequence[str], folder: Path, *, descents: int
+) -> None:
     """Measure what is not in the folder yet, run by run, so that all units have the first runs first."""
-    units, among = chosen_units(data)
     for run in runs:
         for one in units:
             feature, about = cc.Feature(data.net.layer, one.unit), dataclasses.asdict(one) | {"among": among}
-            file = folder / data.net.name / f"{feature.layer}-{feature.unit}-{run}.json"
-            if file.exists() or (only and one.unit not in only):
+            file = record_file(data.net, one.unit, run, folder)
+            if file.exists():
                 continue
             start = time.perf_counter()
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -361,15 +373,16 @@ def measure(data: Data, runs: Sequence[str], folder: Path, *, only: Sequence[int
 
 
 def measure_controls(
-    data: Data, runs: Sequence[str], folder: Path, *, only: Sequence[int] | None, descents: int
+    data: Data, units: Sequence[UnitStatistics], runs: Sequence[str], folder: Path, *, descents: int
 ) -> None:
     """Measure the controls of the stored circuits of these runs again, and put them into their records."""
     for run in runs:
-        for file in sorted((folder / data.net.name).glob(f"{data.net.layer}-*-{run}.json")):
-            record = json.loads(file.read_text())
-            if "controls" not in record or (only and record["unit"]["unit"] not in only):
+        for one in units:
+            file = record_file(data.net, one.unit, run, folder)
+            record = json.loads(file.read_text()) if file.exists() else {}
+            if "controls" not in record:
                 continue
-            name = f"{data.net.name} {data.net.layer}:{record['unit']['unit']} {run}"
+            name = f"{data.net.name} {data.net.layer}:{one.unit} {run}"
             if not circuit_file(file).exists():
                 print(f"{name}: no circuit is stored; delete {file.name} to find it anew", flush=True)
                 continue

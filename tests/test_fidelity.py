@@ -252,6 +252,8 @@ def test_the_quick_benchmark_runs_and_goes_on_where_it_stood(tmp_path):
     files[0].with_suffix(".safetensors.gz").unlink()
     told = subprocess.run(controls, capture_output=True, text=True, check=True).stdout
     assert f"no circuit is stored; delete {files[0].name}" in told
+    told = subprocess.run([*controls, "--unit", "999"], capture_output=True, text=True, check=True).stdout
+    assert told == f"vgg16_hed features.5 has units [{record['unit']['unit']}], none of [999]\n"
     assert json.loads(files[0].read_text()) == record
 
 
