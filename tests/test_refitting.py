@@ -554,14 +554,21 @@ def test_the_drawn_positions_alone_are_fitted(name, monkeypatch):
 # ---------------------------------------- what is fitted, and what is not
 
 
+@pytest.mark.parametrize("target", ["the model", "another"])
 @pytest.mark.parametrize("name", [name for name in NETS if name != "twice"])  # its calls cannot be fitted one by one
-def test_fitted_to_another_circuit_of_the_same_kernels_it_computes_the_same(name):
+def test_fitted_to_another_circuit_of_the_same_kernels_it_computes_the_same(name, target):
     case, model, circuit = NETS[name], built(name), last(name)
     subject = Subject.open(Network(model), circuit.feature, tuple(case.images(1).shape[1:]))
     other = replace(circuit, **{key: LayerTable(value) for key, value in calibration(circuit.kernels).items()})
     batches = Batches(case.images(6), device=torch.device("cpu"), dtype=torch.float64, batch_size=4)
     bare, like = (subject.masks(one, subject.survey.input_shape, effective=True) for one in (circuit, other))
-    gain, offset = Refit(subject, batches, ridge=0.0, toward=0.0, positions=None)(bare, like=like)
+    whole = None
+    if target == "another":  # whose weights are others, and which that circuit does not belong to
+        whole = Subject.open(copy.deepcopy(model), circuit.feature, subject.survey.input_shape)
+        for parameter in whole.network.module.parameters():
+            parameter.data = parameter.data.flip(0)
+    fit = Refit(subject, batches, target=whole, ridge=0.0, toward=0.0, positions=None)
+    gain, offset = fit(bare, like=like)
     fitted = replace(circuit, gain=LayerTable(gain), offset=LayerTable(offset))
     expected = cc.activations(model, circuit.feature, case.images(6), circuit=other)
     torch.testing.assert_close(

@@ -182,8 +182,8 @@ def _wanted(trace: Trace, sizes: Sequence[Size]) -> list[int]:
     return wanted
 
 
-def _narrower(kernels: Mapping[str, Tensor], size: Drawable, ratio: float) -> Iterator[Drawable]:
-    """Yield limits from those that a circuit keeps to those of a size.
+def _narrower(kernels: Mapping[str, Tensor], size: Drawable, ratio: float) -> list[Drawable]:
+    """Return limits from those that a circuit keeps to those of a size, none twice.
 
     Each has room for about ``ratio`` times as many kernels as the one before.
     """
@@ -193,9 +193,9 @@ def _narrower(kernels: Mapping[str, Tensor], size: Drawable, ratio: float) -> It
     )
     factors = [max(1.0, now / wanted) for now, wanted in zip(widest, (size.filters, size.fan_in), strict=True)]
     steps = max(1, math.ceil(math.log(math.prod(factors)) / -math.log(ratio)))
-    for step in reversed(range(steps)):
-        filters, fan_in = (factor ** (step / steps) for factor in factors)
-        yield Drawable(round(size.filters * filters), round(size.fan_in * fan_in))
+    shares = [[factor ** (step / steps) for factor in factors] for step in reversed(range(steps))]
+    limits = (Drawable(round(size.filters * filters), round(size.fan_in * fan_in)) for filters, fan_in in shares)
+    return list(dict.fromkeys(limits))
 
 
 def _through(counts: Sequence[int], ratio: float) -> list[int]:

@@ -166,25 +166,28 @@ class Learn:
             matched = self._moment_matched(masks)
             of_matched = self._error(self._with(matched, masks, run))
             other, of_other = self._improved(matched, of_matched, masks, run, steps, polish)
-            if of_other < min(error, after):
+            if of_other < after:
                 return other
-        if not after <= error:  # NaN, too
+        if found is start:
             self.notes.append(
-                f"Training raised the error on its images from {error:.3g} to {after:.3g} of the variance, even with a "
-                "sixteenth of the rate, so the constants are those of the refit; choose more steps or a smaller rate."
+                f"Training raised the error on its images above the {error:.3g} of the variance that the refit leaves, "
+                "even with a sixteenth of the rate, so the constants are those of the refit; choose more steps or a "
+                "smaller rate."
             )
-            return start
         return found
 
     def _improved(
         self, start: Tables, error: float, masks: Masks, run: Compute, steps: int, polish: int
     ) -> tuple[Tables, float]:
-        """Return the constants after some steps at the first of the rates that does not raise the error, and theirs."""
+        """Return the constants after some steps at the first of the rates that does not raise the error, and theirs.
+
+        If every rate raises it, or makes it NaN, these are the constants from the start.
+        """
         for part in _SLOWER:
             found, after = self._trained(start, masks, run, steps, polish, part)
             if after <= error:
-                break
-        return found, after
+                return found, after
+        return start, error
 
     def _with(self, tables: Tables, masks: Masks, run: Compute) -> Callable[[Tensor], Tensor]:
         """Return the map of a circuit with some constants, as a function of images."""

@@ -129,9 +129,9 @@ class Runs:
 
     Args:
         subject: The feature of the circuit's model.
-        target: The feature of the full model.
+        target: The feature of the full model, which may be another one of the same architecture.
         masks: The circuit, whose calibration may grow.
-        like: The circuit that runs in place of the full model; None for the full model.
+        like: The circuit of the target that runs in place of the full model; None for the full model.
         batches: The images.
         targets: What is kept of the full model's run.
         memory: Bytes for what waits.

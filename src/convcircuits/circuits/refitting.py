@@ -270,8 +270,8 @@ class Refit:
 
         Args:
             masks: The circuit, effective.
-            like: Another circuit, with its calibration, to whose layers this one is fitted in place of the full
-                model's.
+            like: Another circuit of the subject's model, with its calibration, to whose layers this one is fitted in
+                place of the target's.
 
         Returns:
             The gains, layer name -> (out, in per group), and the offsets, layer name -> (out,), of the layers with any
@@ -286,8 +286,8 @@ class Refit:
         parts = {layer: self._parts(mask.cpu()) for layer, mask in masks.kernels.items()}
         done, total = 0, self._images * sum(len(filters) for filters in parts.values())
         with torch.no_grad():
-            known = self._targets if like is None else Targets(0, usable=False)
-            runs = Runs(self._subject, self.target, fitted, like, self._batches, known, self._memory, self.cost)
+            model, known = (self.target, self._targets) if like is None else (self._subject, Targets(0, usable=False))
+            runs = Runs(self._subject, model, fitted, like, self._batches, known, self._memory, self.cost)
             for layer, numbers in runs.layers():
                 shape = masks.kernels[layer].shape
                 gains, offsets = torch.ones(shape, dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64)

@@ -1,5 +1,6 @@
 """What criteria see: for each batch of images, the input of every element and the gradient of its output."""
 
+import copy
 import functools
 import math
 from collections import Counter
@@ -253,9 +254,9 @@ class Batch:
         with torch.enable_grad():
             maps = subject.maps(images.detach().requires_grad_(), trace.masks, self._watch)
         full = maps
-        if subject.feature.follows_maximum and trace.masks is not None:
+        if subject.feature.follows_maximum and not (trace.masks is None and trace.target is subject):
             with torch.no_grad():
-                full = subject.maps(images)
+                full = trace.target.maps(images)
         trace.cost["forward"] += self.size * (1 if full is maps else 2)
         self.indices = trace.positions.counted(full, images)
         self._graph, self.maps = maps, maps.detach()
@@ -458,18 +459,8 @@ class Trace:
             elements: Layer name -> bool, of the shapes in ``shapes``: the elements to keep.
             passed: Number of passes over the images made before, for progress.
         """
-        trace = Trace(
-            self.subject,
-            self.batches,
-            relevant=self.relevant,
-            granularity=self.granularity,
-            masks=self.subject.kept(elements, self.granularity),
-            seed=self.seed,
-            memory=self.memory,
-            progress=self.progress,
-        )
-        trace.notes, trace.passes, trace._passed, trace.positions = self.notes, self.passes, passed, self.positions
-        trace.cost = self.cost
+        trace = copy.copy(self)
+        trace.masks, trace._passed = self.subject.kept(elements, self.granularity), passed
         return trace
 
     def inside(self, masks: Masks, kernels: dict[str, Tensor], images: Batches) -> "Trace":
@@ -480,17 +471,8 @@ class Trace:
             kernels: Layer name -> bool (out, in per group): the kernels to score.
             images: The images to score them on.
         """
-        trace = Trace(
-            self.subject,
-            images,
-            relevant=kernels,
-            granularity=self.granularity,
-            masks=masks,
-            seed=self.seed,
-            memory=self.memory,
-            progress=self.progress,
-        )
-        trace.notes, trace.positions, trace.cost = self.notes, self.positions, self.cost
+        trace = copy.copy(self)
+        trace.masks, trace.relevant, trace.batches, trace.passes, trace._passed = masks, kernels, images, 1, 0
         return trace
 
     def run(self, images: Tensor) -> Batch:
