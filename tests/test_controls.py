@@ -1,5 +1,6 @@
 """Circuits that show how well any of the same size, treated alike, would do."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -143,6 +144,22 @@ def test_a_control_that_its_refit_leaves_without_any_gradient_is_trained_from_el
     fit = fit_of(subject, circuit, batches_of(images))
     fit._control = False  # in a descent, the circuit before it decides
     assert cc.evaluate(model, fitted(subject, circuit, fit), images).r2 == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_control_keeps_the_other_start_if_training_only_raises_its_error(monkeypatch):
+    x = torch.randn(16, 1, 9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images = torch.cat([x, x.abs()], 1)
+    model, circuit = dead_after_a_refit(images)
+    subject = Subject.open(Network(model), circuit.feature, tuple(images.shape[1:]))
+    learn = fit_of(subject, circuit, batches_of(images))
+    masks = subject.masks(replace(circuit, gain=LayerTable(), offset=LayerTable()), images.shape[1:], effective=True)
+    refitted, matched, run = learn._fit(masks), learn._moment_matched(masks), learn._runner(masks)
+    of_refitted, of_matched = (learn._error(learn._with(one, masks, run)) for one in (refitted, matched))
+    assert 0.5 < of_matched < of_refitted
+    monkeypatch.setattr(learn, "_trained", lambda start, *_: (start, math.inf))
+    for got, wanted in zip(learn(masks), matched, strict=True):
+        assert got.keys() == wanted.keys()
+        assert all(torch.equal(got[layer], wanted[layer]) for layer in wanted)
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "mobile", "dense", "se_conv", "inception"])

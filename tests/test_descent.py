@@ -20,8 +20,10 @@ import convcircuits as cc
 from cases import LAST, calibration, close
 from convcircuits.circuits import descent as descending
 from convcircuits.circuits import learning
+from convcircuits.circuits.budgets import Drawable
+from convcircuits.circuits.controls import redrawn
 from convcircuits.circuits.criteria import CRITERIA
-from convcircuits.circuits.descent import _working
+from convcircuits.circuits.descent import _narrower, _working
 from convcircuits.circuits.learning import Learn, Training
 from convcircuits.circuits.refitting import Refit
 from convcircuits.circuits.scoring import MEMORY
@@ -555,11 +557,37 @@ def test_bad_options_of_training_are_refused(options, said):
         descent("plain", criterion="learned", density=0.3, **options)
 
 
+@pytest.mark.parametrize("limits", [(1, 1), (2, 2), (2, 3), (4, 3)])
+@pytest.mark.parametrize("ratio", [0.5, 0.71, 0.9])
+def test_no_limits_are_passed_twice_so_the_last_circuit_is_trained_once(limits, ratio):
+    kernels = {"a": torch.ones(40, 3, dtype=torch.bool), "b": torch.ones(9, 40, dtype=torch.bool)}
+    passed = _narrower(kernels, Drawable(*limits), ratio)
+    assert passed[-1] == Drawable(*limits)
+    assert len(set(passed)) == len(passed)
+    assert passed == sorted(passed, key=lambda size: (-size.filters, -size.fan_in))
+
+
 def test_images_of_several_sizes_cannot_be_trained_on():
     case = NETS["plain"]
     images = [case.images(2), torch.nn.functional.pad(case.images(2), (0, 4))]
     with pytest.raises(cc.ConvCircuitsError, match="images of one size"):
         cc.find(case.build(), cc.Feature(*case.features[-1]), images, criterion="learned", density=0.3)
+
+
+def test_a_descent_aimed_at_another_model_scores_where_that_models_maps_have_their_maxima():
+    case = NETS["plain"]
+    feature, images = cc.Feature(*case.features[-1], position="max"), case.images(6)
+    subject = Subject.open(Network(case.build()), feature, tuple(images.shape[1:]))
+    other = redrawn(subject, whole=True)
+    kernels = dict(other.survey.kernels)
+    batches = Batches(images, device=torch.device("cpu"), dtype=subject.network.dtype, batch_size=6)
+    trace = Trace(other, batches, relevant=kernels, memory=MEMORY, target=subject)
+    scores = cc.score(other.network.module, feature, images)
+    masks = other.masks(cc.prune(scores, density=0.5), images.shape[1:], effective=True)
+    highest, own = (one.maps(images).flatten(1).argmax(1) for one in (subject, other))
+    assert (highest != own).any()
+    for one in (trace, trace.masked(kernels), trace.inside(masks, kernels, batches)):
+        assert torch.equal(one.run(images).indices[:, 0], highest)
 
 
 def test_a_single_value_cannot_be_trained_to():
