@@ -138,6 +138,7 @@ def text(folder: Path, nets: Sequence[str], rule: str, *, findings: bool = True)
     parts += [
         _needed(curves),
         _at_sizes(curves),
+        _trained(curves),
         _drawable(held_out),
         _cost(held_out),
         _paper([one for one in records if one["run"] == "paper"]),
@@ -179,7 +180,8 @@ def _head(records: Sequence[dict[str, Any]], rule: str) -> str:
     for (net, layer), units in groups.items():
         one = next(iter(units.values()))
         names = ", ".join(map(str, sorted(units)))
-        rows.append([net, f"`{layer}`", f"{one['size']}", names, f"{one['unit']['among']}"])
+        kernels = f"{one['rows'][0]['relevant']:,}"
+        rows.append([net, f"`{layer}`", f"{one['size']}", kernels, names, f"{one['unit']['among']}"])
     example = records[0] if records else {"images": [0, 0], "train": [], "test": [], "version": ""}
     return f"""# How small can a circuit be?
 
@@ -194,7 +196,7 @@ not held against it. Intervals are 95 %, from {TIMES} draws of units and photogr
 
 Units: {rule}.
 
-{_table(["network", "layer", "px", "units", "of"], rows)}"""
+{_table(["network", "layer", "px", "relevant kernels", "units", "of"], rows)}"""
 
 
 def _needed(curves: dict[str, dict[Unit, Curve]]) -> str:
@@ -295,24 +297,58 @@ def _at_sizes(curves: dict[str, dict[Unit, Curve]]) -> str:
     units = sorted({unit for one in curves.values() for unit in one})
     parts = [
         "## R2 at equal sizes\n\nMedian over units, inside / rectified (over all positions); interpolated between the "
-        "sizes measured."
+        "sizes measured. A row of fewer\nunits is not of the same units as the others."
     ]
     for net, layer in {unit[:2]: None for unit in units}:
         rows = []
         for way, by_unit in curves.items():
             some = [by_unit[unit] for unit in units if unit[:2] == (net, layer) and unit in by_unit]
-            cells = []
-            for share in SHARES:
-                pair = []
-                for where in (INSIDE, RECTIFIED):
-                    one = torch.tensor([c.at(share, where, torch.ones(1, len(c.photographs)).double()) for c in some])
-                    one = one[~one.isnan()]
-                    pair.append(_figure(statistics.median(one.tolist())) if len(one) else "-")
-                cells.append(" / ".join(pair) if pair[0] != "-" else "-")
             if some:
-                rows.append([way, f"{len(some)}", *cells])
+                rows.append([way, f"{len(some)}", *(_at_size(some, share) for share in SHARES)])
         parts.append(f"### {net} `{layer}`\n\n" + _table(["found by", "units", *(f"{x:.0%}" for x in SHARES)], rows))
     return "\n\n".join(parts)
+
+
+def _at_size(curves: Sequence[Curve], share: float) -> str:
+    """Return the median R2 inside and rectified at a share of the kernels, of the curves that reach there."""
+    pairs = [[one.at(share, where, _once(one)) for where in (INSIDE, RECTIFIED)] for one in curves]
+    return _medians([pair for pair in pairs if not math.isnan(pair[0])])
+
+
+def _medians(pairs: Sequence[Sequence[float]]) -> str:
+    """Return the medians of both members of pairs."""
+    return " / ".join(_figure(statistics.median(one)) for one in zip(*pairs, strict=True)) or "-"
+
+
+def _once(curve: Curve) -> Tensor:
+    """Return weights that count each photograph once."""
+    return torch.ones(1, len(curve.photographs), dtype=torch.float64)
+
+
+def _ends(curve: Curve) -> list[float]:
+    """Return R2 inside and rectified of the smallest circuit."""
+    return [float(curve.r2(_once(curve), where)[0, -1]) for where in (INSIDE, RECTIFIED)]
+
+
+def _trained(curves: dict[str, dict[Unit, Curve]]) -> str:
+    """Return the table of what training adds, of the units that both descents were run on."""
+    untrained, trained = (curves.get(name, {}) for name in ("progressive", "learned"))
+    both = sorted(untrained.keys() & trained.keys())
+    rows = []
+    for net, layer in {unit[:2]: None for unit in both}:
+        units = [unit for unit in both if unit[:2] == (net, layer)]
+        before, after = ([by_unit[unit] for unit in units] for by_unit in (untrained, trained))
+        cells = [[_at_size(some, share) for some in (before, after)] for share in SHARES]
+        cells.append([_medians([_ends(one) for one in some]) for some in (before, after)])
+        names = ", ".join(str(unit[2]) for unit in units)
+        rows.append([f"{net} `{layer}`", names, *("-" if "-" in pair else " to ".join(pair) for pair in cells)])
+    if not rows:
+        return ""
+    return (
+        "## What training adds\n\nR2 inside / rectified, `progressive` to `learned`: the median over the units that "
+        "both were run on.\n*Drawable*: the smallest circuits, of 12 filters a layer and 6 kernels a filter.\n\n"
+        + _table(["layer", "units", *(f"{x:.0%}" for x in SHARES), "drawable"], rows)
+    )
 
 
 @dataclass(frozen=True)

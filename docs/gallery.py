@@ -54,9 +54,9 @@ HEAD = f"""# Gallery
 
 Each circuit but those of the last unit is small enough to be drawn whole. `learned` finds it with `drawable=True` on
 {FOUND_ON} crops of photographs of the game [GCompris](howto/images.md), and it is measured on {HELD_OUT} crops of
-photographs of other subjects, beside [controls](method.md#found-or-made-by-constants), each drawn once. In conv3_3 the
-strictest is among them: what the same descent, aimed at the same map, finds among shuffled kernels. The pictures of its
-filters are parts of the built-in photographs. [How to read them](diagram.md#how-to-read-it) explains the pictures. An
+photographs of other subjects, beside [controls](method.md#found-or-made-by-constants), each drawn once. The strictest
+is among them: what the same descent, aimed at the same map, finds among shuffled kernels. The pictures of its filters
+are parts of the built-in photographs. [How to read them](diagram.md#how-to-read-it) explains the pictures. An
 *isolated* picture lights the paths that carry 80 % of the drawn flow through one filter. The page of a network of more
 than {figure.MOST_COLUMNS} columns, here of MobileNetV2, opens with all blocks but the target's collapsed, and its
 caption counts what is drawn then; the circuit is drawn whole once they are opened. `make gallery` writes the
@@ -88,7 +88,6 @@ class Entry:
     shown: tuple[str, ...] = ("overview-light",)  # in docs/
     note: str = ""
     divided: bool = False  # whether the unit's images are divided into groups, each with a circuit
-    strict: bool = False  # whether the controls have the strictest one, which takes as long as finding the circuit
 
 
 CONV3_3 = Entry(
@@ -99,7 +98,6 @@ CONV3_3 = Entry(
     "VGG16, conv3_3",
     views=("overview", "isolated", "image"),
     shown=("overview-light", "isolated-dark", "image-light"),
-    strict=True,
 )
 ENTRIES = [
     Entry("vgg16-conv2_2", "vgg16_hed", "features.7", 80, "VGG16, conv2_2"),
@@ -219,7 +217,7 @@ def drawn(entry: Entry, source: str) -> cc.Diagram:
         images=pictured,
         held_out=held_out,
         fit=found_on,
-        controls=beside(entry.model, entry.layer, entry.size, source) if entry.strict else True,
+        controls=beside(entry.model, entry.layer, entry.size, source),
         pictures=entry.pictures,
         primaries=loaded.primaries(),
         title=f"{entry.model} {circuit.feature}",

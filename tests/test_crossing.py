@@ -13,6 +13,7 @@ from convcircuits.subfeatures.crossing import _resampled
 from convcircuits.subfeatures.responses import Answers, selective
 from convcircuits.values.boxes import image_hash
 from convcircuits.values.cross import FEWEST_HELD_OUT
+from convcircuits.zoo.planted import plant, planted_images
 from nets import NETS
 
 torch.set_num_threads(1)
@@ -171,6 +172,29 @@ def test_a_refit_is_repeated_whatever_finds_the_circuit(found_by):
     again = found_again(model, [circuit], images)
     assert again == circuit
     assert again.provenance["calibration"]["method"] == "filters"
+
+
+def test_a_path_is_found_again_from_where_it_began():
+    made, images = plant(0, channels=10, depth=3, live=3, pairs=1, constants=2), planted_images(24)
+    path = cc.find_path(made.model, made.feature, images, kernels=25)
+    again = found_again(made.model, path, images)
+    assert again == path[-1]
+    assert again.provenance["schedule"] == path[-1].provenance["schedule"]
+
+
+@pytest.mark.parametrize(
+    "how", [{"toward": 1.0}, {"positions": 100}, {"weights": [1.0] * 3 + [0.5] * 3}, {"seed": 5}], ids=str
+)
+def test_a_circuit_that_was_refitted_otherwise_after_its_descent_is_refitted_again(how):
+    model, images = twofold.net(), halves(6)["red"]
+    found = cc.find(model, twofold.FEATURE, images, criterion="progressive", kernels=6)
+    circuit = cc.refit(model, found, images, **how)
+    again = found_again(model, [circuit], images)
+    assert again == circuit
+    assert again.provenance["calibration"] == circuit.provenance["calibration"] != found.provenance["calibration"]
+    if "weights" in how:
+        with pytest.raises(cc.ConvCircuitsError, match="with weights of images"):
+            found_again(model, [circuit], images.flip(0))
 
 
 def test_circuits_of_the_same_images_are_not_selective():

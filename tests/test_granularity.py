@@ -240,6 +240,22 @@ def test_the_size_of_images_is_guessed_where_it_is_not_given(granularity):
     assert given == guessed
 
 
+class Squeezed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().mean((2, 3), keepdim=True).squeeze())
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_model_that_squeezes_one_image_has_circuits(granularity):
+    model, images = Squeezed().double().eval(), NETS["plain"].images(4)
+    circuit = cc.find(model, cc.Feature("head", 1), images, criterion="magnitude", granularity=granularity, density=1.0)
+    assert cc.evaluate(model, circuit, images).r2 == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("name", ["inception", "flat_head"])
 def test_what_is_saved_comes_back(name, granularity, tmp_path):

@@ -12,8 +12,9 @@ from convcircuits.circuits.budgets import Drawable, Effective
 from convcircuits.circuits.criteria import CRITERIA, Criterion, drawn_like
 from convcircuits.circuits.learning import Learn, Training
 from convcircuits.circuits.ranking import in_order, top
-from convcircuits.circuits.refitting import MEMORY, POSITIONS, RIDGE, Refit, fitted, order_of
+from convcircuits.circuits.refitting import POSITIONS, RIDGE, Refit, fitted, order_of
 from convcircuits.circuits.relabelling import Relabelling, relabelled
+from convcircuits.circuits.scoring import MEMORY
 from convcircuits.circuits.tracing import Trace
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.batches import Batches, Progress
@@ -148,14 +149,18 @@ def refound(
         gain=LayerTable(level.gain),
         offset=LayerTable(level.offset),
     )
-    if circuit.calibrated and _asked_of(said.get("calibration", {})) == _asked_of(level.calibration):
+    if asked_of(circuit) == _asked(level.calibration):
         return found
     # The circuit was fitted anew after its descent, and so is this one.
     return fitted(model, found, fit_of(model, circuit, batches, target=subject, progress=progress))
 
 
-def _asked_of(calibration: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how constants were asked to be fitted, on whatever images."""
+def asked_of(circuit: Circuit) -> dict[str, Any]:
+    """Return how a circuit's constants were asked to be fitted, on whatever images; nothing without a calibration."""
+    return _asked(circuit.provenance.get("calibration", {})) if circuit.calibrated else {}
+
+
+def _asked(calibration: Mapping[str, Any]) -> dict[str, Any]:
     trained = {key: value for key, value in calibration.get("trained", {}).items() if key not in ("images", "starts")}
     asked = {key: value for key, value in calibration.items() if key != "images"}
     return {"positive": False} | asked | {"trained": trained}

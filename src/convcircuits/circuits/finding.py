@@ -29,7 +29,7 @@ from convcircuits.circuits.criteria import CRITERIA, Criterion
 from convcircuits.circuits.descent import first_share
 from convcircuits.circuits.ranking import top
 from convcircuits.circuits.scoring import MEMORY, scores_of, trace_of
-from convcircuits.errors import ConvCircuitsError, option
+from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.network.batches import Images, Progress, begin
 from convcircuits.network.provenance import architecture_hash
 from convcircuits.network.reach import Survey
@@ -176,7 +176,7 @@ def find(
         circuit: Find inside this circuit, of the same or a coarser granularity.
         batch_size: Maximum number of images that run at once.
         seed: Seed for criteria that draw random numbers.
-        memory: Bytes of working memory for chunks of pre-sum maps.
+        memory: Bytes of working memory for chunks of pre-sum maps, which a descent does without.
         progress: Called with the number of images done, over all passes, and their total (or None).
         checkpoint: As for ``find_path``, for a criterion that descends.
         **options: Options of the criterion, such as ``steps=10`` for FORCE.
@@ -201,6 +201,7 @@ def find(
     check_effective(function, criterion, effective)
     if shape is None:
         budget(None, density, kernels, granularity)  # before any work is done
+    whole_number("memory, in bytes,", memory, 1)
     if is_descent(function):
         *_, last = find_path(
             model,
@@ -216,7 +217,6 @@ def find(
             circuit=circuit,
             batch_size=batch_size,
             seed=seed,
-            memory=memory,
             progress=progress,
             checkpoint=checkpoint,
             **options,
@@ -287,7 +287,6 @@ def find_path(
     circuit: Circuit | None = None,
     batch_size: int = 16,
     seed: int = 0,
-    memory: int = MEMORY,
     enough: Callable[[Circuit], bool] | None = None,
     progress: Progress | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -312,7 +311,6 @@ def find_path(
         circuit: Find inside this circuit.
         batch_size: Maximum number of images that run at once.
         seed: Seed of random signs, positions and images.
-        memory: Bytes of working memory for chunks of pre-sum maps.
         enough: Called with each circuit, the largest first; if it returns False, that circuit is the last. With it, the
             path also ends where no complete path from the image has so few kernels, or no kernel that is left changes
             the feature, which is an error without it.
@@ -349,7 +347,7 @@ def find_path(
     wanted = [] if shape else several(density, kernels)
     for size in wanted:
         budget(None, *size, granularity)
-    trace, batches, about = trace_of(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
+    trace, batches, about = trace_of(model, feature, images, granularity, circuit, batch_size, seed, MEMORY, progress)
     relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
     counts = sorted({budget(relevant, *size, granularity) for size in wanted}, reverse=True)
     sizes: list[Size] = [shape] if shape else [Effective(count) for count in counts]

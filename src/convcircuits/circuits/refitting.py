@@ -55,7 +55,7 @@ RIDGE = 0.01
 POSITIONS = 10_000
 """Default number of positions, over all images, on which a layer is fitted."""
 
-MEMORY = 2**30
+ROOM = 2**30
 """Default bytes for the runs that wait at a layer, and for the normal equations of a layer."""
 
 
@@ -73,7 +73,7 @@ def refit(
     weights: Sequence[float] | Tensor | None = None,
     batch_size: int = 16,
     seed: int = 0,
-    memory: int = MEMORY,
+    memory: int = ROOM,
     progress: Progress | None = None,
 ) -> Circuit:
     """Fit gains and offsets, so that each layer of a circuit computes what it does in the full model.
@@ -239,7 +239,7 @@ class Refit:
         positions: int | None = POSITIONS,
         weights: Sequence[float] | Tensor | None = None,
         seed: int = 0,
-        memory: int = MEMORY,
+        memory: int = ROOM,
         progress: Progress | None = None,
     ) -> None:
         self._subject, self._batches, self._method = subject, batches, method

@@ -150,7 +150,7 @@ class Subject:
         self.rows = found.rows.to(network.device)
         self.coefficients = found.coefficients.to(network.device, network.dtype)
         self._paths: dict[torch.Size, Paths] = {found.paths.graph.shapes[0]: found.paths}
-        self._plans: dict[tuple[int, torch.Size], tuple[Masks, Plan]] = {}
+        self._plans: dict[tuple[int, torch.Size], tuple[Mapping[str, Tensor], Plan]] = {}
 
     @classmethod
     def open(cls, model: nn.Module | Network, feature: Feature, shape: Sequence[int] | None = None) -> "Subject":
@@ -270,12 +270,12 @@ class Subject:
         return self._paths[images.shape]
 
     def _plan(self, paths: Paths, masks: Masks) -> Plan:
-        key = (id(masks), paths.graph.shapes[0])
+        key = (id(masks.kernels), paths.graph.shapes[0])
         if key not in self._plans:
             if len(self._plans) >= 4 * _GRAPHS:
                 del self._plans[next(iter(self._plans))]
             plan = paths.plan(paths.live(masks.kernels)).to(self.network.device)
-            self._plans[key] = masks, plan  # keeps the masks alive, so that their id stays unique
+            self._plans[key] = masks.kernels, plan  # keeps these alive, so that their id stays unique
         return self._plans[key][1]
 
     def effective(self, kernels: Mapping[str, Tensor], input_shape: tuple[int, ...]) -> dict[str, Tensor]:
@@ -341,10 +341,10 @@ class Subject:
                     )
 
         for shape in [input_shape] if input_shape else guessed_input_shapes(self.network.module):
-            image = torch.zeros(1, *shape, device=self.network.device, dtype=self.network.dtype)
-            try:
+            images = torch.zeros(2, *shape, device=self.network.device, dtype=self.network.dtype)
+            try:  # two: a model may squeeze() a batch of one image
                 with torch.no_grad():
-                    self.maps(image, watch=watch)
+                    self.maps(images, watch=watch)
                 break
             except ConvCircuitsError as error:
                 problem = error

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from convcircuits.circuits.asking import is_descent, options_again
-from convcircuits.circuits.controls import treated_alike
+from convcircuits.circuits.controls import asked_of, treated_alike
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.finding import find, find_path
 from convcircuits.errors import ConvCircuitsError
@@ -45,6 +45,8 @@ def found_again(
     chosen |= {"batch_size": batch_size, "granularity": circuits[0].granularity, "progress": progress}
     *_, last = circuits
     chosen |= options_again(criterion, last.provenance)
+    if is_descent(criterion):  # whose default depends on the sizes that are given
+        chosen["start"] = last.provenance["schedule"]["start"]
     asked = last.provenance["asked"]
     if is_descent(criterion) and "kernels" not in asked:
         found = find(model, feature, images, filters=asked["filters"], fan_in=asked["fan_in"], **chosen)
@@ -55,20 +57,13 @@ def found_again(
     else:
         effective = last.provenance.get("effective")
         found = find(model, feature, images, kernels=len(last), effective=effective, **chosen)
-    if _refit(found) == _refit(last):
+    if asked_of(found) == asked_of(last):
         return found
     begin(progress, f"refitting {called}")
     subject = Subject.open(model, feature, tuple(last.provenance["input_shape"]))
     network = subject.network
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
     return treated_alike(subject, found, last, batches, progress=progress)
-
-
-def _refit(circuit: Circuit) -> dict[str, Any]:
-    """Return how a circuit was refitted, after the descent that found it if there was one."""
-    about = circuit.provenance.get("calibration", {}) if circuit.calibrated else {}
-    how = {key: about.get(key) for key in ("method", "ridge", "toward", "positions")}
-    return how | {"positive": about.get("positive", False)}
 
 
 def _way(circuits: Sequence[Circuit]) -> dict[str, Any]:
