@@ -52,7 +52,8 @@ class Level:
         notes: Sentences on how this circuit was fitted.
         calibration: How these were fitted, as JSON values.
         cost: Number of images that have run in this descent up to here: ``"forward"``, ``"backward"``, and both ways in
-            steps of training, ``"trained"``. They are counted where they run, in the full model or in a circuit.
+            steps of training, ``"trained"``, and in iterations of L-BFGS, ``"polished"``. They are counted where they
+            run, in the full model or in a circuit.
     """
 
     size: Size

@@ -109,7 +109,7 @@ class Learn:
             maps = torch.cat([fit.target.maps(part) for part in parts])
             self.cost["forward"] += len(maps)
             self._counted = trace.positions.counted(maps, self._images)
-            self._targets = _by_unit(at(maps, self._counted))
+            self._targets = _units_last(at(maps, self._counted))
         values = self._targets.flatten(0, -2)
         if len(values) < 2 or not bool((values.var(0) > 0).all()):  # one value has no variance
             raise ConvCircuitsError(
@@ -248,7 +248,7 @@ class Learn:
     def _loss_of(self, maps: Callable[[Tensor], Tensor], some: Tensor) -> Tensor:
         """Return the loss on some of the images."""
         counted = None if self._counted is None else self._counted[some]
-        return self._loss(_by_unit(at(maps(self._images[some]), counted)), self._targets[some])
+        return self._loss(_units_last(at(maps(self._images[some]), counted)), self._targets[some])
 
     def _descend(self, parameters: list[Tensor], maps: Callable[[Tensor], Tensor], steps: int, rate: float) -> bool:
         """Take the steps, and return whether they led anywhere. Of the parameters, the first are the gains."""
@@ -404,7 +404,7 @@ class Learn:
         return torch.zeros(2, filters, device=network.device, dtype=network.dtype)
 
 
-def _by_unit(values: Tensor) -> Float[Tensor, "n p u"]:
+def _units_last(values: Tensor) -> Float[Tensor, "n p u"]:
     """Return counted values, (n, p) or (n, u, p), with the units last."""
     return values[..., None] if values.dim() == 2 else values.transpose(1, 2)
 

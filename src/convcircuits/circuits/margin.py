@@ -264,7 +264,7 @@ def _measured(subject: Subject, made: _Made, batches: Batches, fit: Batches, pro
         average = averages.of(tuple(full.shape[1:]))
         compared = [at(one, counted).double().cpu() for one in (*maps, *others)]
         compared.append(torch.full_like(values, torch.nan) if average is None else average.expand_as(values))
-        counts = torch.stack([_by_unit(one) for one in (torch.ones_like(values), inside, torch.ones_like(values))], 2)
+        counts = torch.stack([_units_second(one) for one in (torch.ones_like(values), inside, torch.ones_like(values))], 2)
         expected = _thrice(values)
         shift = shift if done else expected.mean((0, 3))
         centered = expected - shift[..., None]
@@ -277,13 +277,13 @@ def _measured(subject: Subject, made: _Made, batches: Batches, fit: Batches, pro
     return _Tally(names, torch.cat(full_sums), torch.cat(errors), shift, eps, interior if known else None)
 
 
-def _by_unit(values: Tensor) -> Float[Tensor, "n units positions"]:
+def _units_second(values: Tensor) -> Float[Tensor, "n units positions"]:
     return values[:, None] if values.dim() == 2 else values
 
 
 def _thrice(values: Tensor) -> Float[Tensor, "n units 3 positions"]:
     """Return values for all positions, for the interior, and rectified."""
-    values = _by_unit(values)
+    values = _units_second(values)
     return torch.stack([values, values, values.relu()], 2)
 
 

@@ -63,9 +63,10 @@ def reach(
     Sizes are tried between the largest that failed and the smallest that succeeded, evenly spaced on a log scale, until
     the two are 1 % or one element apart. A criterion that descends does so once, until a circuit falls short; the size
     is then known only to within its option ``ratio``. If the first circuit of the descent falls short already, it
-    starts again from all relevant kernels. R2 need not grow with the size, so a smaller circuit that was not tried may
-    reach it too. The circuit is chosen by its R2 on the validation images, which is therefore too optimistic: report R2
-    on other images.
+    starts again from all relevant kernels. ``learned`` trains longest at the end of a descent, where the circuit that
+    is chosen is not: ``find``, asked for as many kernels or fewer, may reach more. R2 need not grow with the size, so a
+    smaller circuit that was not tried may reach it too. The circuit is chosen by its R2 on the validation images, which
+    is therefore too optimistic: report R2 on other images.
 
     Args:
         model: Any CNN.
@@ -155,22 +156,23 @@ def _descended(
     chosen: dict[str, Any],
 ) -> Reached:
     """Descend until a circuit falls short of an R2."""
-    tried: dict[int, float] = {}
+    tried: list[tuple[Circuit, float]] = []
 
     def enough(circuit: Circuit) -> bool:
-        (tried[len(circuit)],) = measure([circuit])
-        return tried[len(circuit)] >= r2
+        (found,) = measure([circuit])
+        tried.append((circuit, found))
+        return found >= r2
 
-    path = find_path(model, feature, images, kernels=1, enough=enough, **chosen)
-    if not path or tried[len(path[0])] < r2:
-        path = find_path(model, feature, images, kernels=1, enough=enough, **{**chosen, "start": 1.0})
-    reached = [circuit for circuit in path if tried[len(circuit)] >= r2]
+    find_path(model, feature, images, kernels=1, enough=enough, **chosen)
+    if not tried or tried[0][1] < r2:
+        find_path(model, feature, images, kernels=1, enough=enough, **{**chosen, "start": 1.0})
+    reached = [one for one in tried if one[1] >= r2]
     if not reached:
         raise ConvCircuitsError(
             f"No circuit of the descent reaches R2 = {r2:g} on the validation images; the one of all kernels has "
-            f"{tried[len(path[0])]:.3f}. Ask for less, or give more images to find circuits on."
+            f"{tried[-1][1]:.3f}. Ask for less, or give more images to find circuits on."
         )
-    return Reached(reached[-1], tried[len(reached[-1])], tuple(sorted(tried.items())))
+    return Reached(*reached[-1], tuple(sorted({(len(circuit), found) for circuit, found in tried})))
 
 
 def _between(low: int, high: int, count: int) -> list[int]:
