@@ -82,7 +82,7 @@ class Curve:
 _DRAWABLE = """\
 ## Drawable circuits: 12 filters a layer, 6 kernels a filter
 
-Median (least to most) over units, inside. *Found anew*, the strictest control: what the same descent finds, aimed at
+Median (least to most) over units, inside. *Found alike*, the strictest control: what the same descent finds, aimed at
 the same map, in a copy of the network whose kernels are shuffled within each layer. *Were found*: of the circuits that
 were measured beside it, those whose margins over all controls are above the noise. *Without it*: the same of the
 others, by the other controls, also of verdicts in parentheses.
@@ -92,9 +92,9 @@ _EACH = """\
 
 With controls of equal size, fitted and trained alike on the same photographs; best of three draws, inside.
 *Relabelled*: the circuit's graph on other filters. *Redrawn*: the same graph of shuffled weights, aiming at the
-feature's map. *Found anew*: as above; one draw, or the best of as many as stand in parentheses. *Random*: other
+feature's map. *Found alike*: as above; one draw, or the best of as many as stand in parentheses. *Random*: other
 kernels, as many in each layer. *Refitted*: the circuit's own kernels, fitted again in the same way. *Margin*: of the
-circuit over the one found anew, and of the circuit, or the refitted one if that is lower, over relabelled, redrawn,
+circuit over the one found alike, and of the circuit, or the refitted one if that is lower, over relabelled, redrawn,
 random and average map; the least. *Removed*: the full model without the circuit's kernels / without as many random
 ones, which nothing makes up for.
 """
@@ -108,7 +108,7 @@ _UNPOLISHED = (
 )
 
 _OF_REFITTED = (
-    "*~*: noise of older records, of the refitted circuit's difference from the one found anew, and so the verdict.\n"
+    "*~*: noise of older records, of the refitted circuit's difference from the one found alike, and so the verdict.\n"
 )
 _ANY_SIGN = "*Any sign*: older records of trained circuits, in which gains could be below 0.\n"
 
@@ -337,16 +337,19 @@ def _trained(curves: dict[str, dict[Unit, Curve]]) -> str:
     rows = []
     for net, layer in {unit[:2]: None for unit in both}:
         units = [unit for unit in both if unit[:2] == (net, layer)]
-        before, after = ([by_unit[unit] for unit in units] for by_unit in (untrained, trained))
-        cells = [[_at_size(some, share) for some in (before, after)] for share in SHARES]
-        cells.append([_medians([_ends(one) for one in some]) for some in (before, after)])
+        pairs = [(untrained[unit], trained[unit]) for unit in units]
+        cells = []
+        for share in SHARES:
+            there = [pair for pair in pairs if not any(math.isnan(one.at(share, INSIDE, _once(one))) for one in pair)]
+            cells.append([_at_size(some, share) for some in zip(*there, strict=True)])
+        cells.append([_medians([_ends(one) for one in some]) for some in zip(*pairs, strict=True)])
         names = ", ".join(str(unit[2]) for unit in units)
-        rows.append([f"{net} `{layer}`", names, *("-" if "-" in pair else " to ".join(pair) for pair in cells)])
+        rows.append([f"{net} `{layer}`", names, *(" to ".join(pair) or "-" for pair in cells)])
     if not rows:
         return ""
     return (
         "## What training adds\n\nR2 inside / rectified, `progressive` to `learned`: the median over the units that "
-        "both were run on.\n*Drawable*: the smallest circuits, of 12 filters a layer and 6 kernels a filter.\n\n"
+        "both were run on, where\nboth have circuits of that size. *Drawable*: the smallest circuits, of 12 filters a layer and 6 kernels a filter.\n\n"
         + _table(["layer", "units", *(f"{x:.0%}" for x in SHARES), "drawable"], rows)
     )
 
@@ -443,7 +446,7 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
         _ANY_SIGN: any(one.any_sign for one in drawn),
         _OF_REFITTED: any(one.of_refitted for one in drawn),
     }
-    heads = "unit,run,kernels,constants,inside,all,rectified,relabelled,redrawn,found anew,random,refitted,average map"
+    heads = "unit,run,kernels,constants,inside,all,rectified,relabelled,redrawn,found alike,random,refitted,average map"
     heads += ",margin (noise),verdict,removed"
     return (
         f"{_DRAWABLE}\n{_in_short(drawn)}\n\n{_EACH}"
@@ -475,7 +478,7 @@ def _in_short(drawn: Sequence[Drawn]) -> str:
                 _count(some, strict=False),
             ]
         )
-    heads = "layer,run,units,kernels,R2 inside,rectified,found anew,margin,were found,without it"
+    heads = "layer,run,units,kernels,R2 inside,rectified,found alike,margin,were found,without it"
     return _table(heads.split(","), rows)
 
 

@@ -134,8 +134,9 @@ def page(record: dict[str, Any]) -> str:
     rows = []
     for name, path in _under(record, f"learned|{TRAINED[0]}:{TRAINED[1]}|"):
         sizes = [f"{row['kernels']}: {row['r2']:.3f} ({row['rectified']:.3f})" for row in path]
-        rows.append([name, *sizes, f"{path[-1]['training']:.3f}", f"{path[-1]['cost'].get('trained', 0):,}"])
-        rows[-1].append(f"{path[-1]['seconds']:.0f}")
+        rows.append([name, *sizes, f"{path[-1]['training']:.3f}"])
+        cost = path[-1]["cost"]
+        rows[-1] += [f"{cost.get('trained', 0) + cost.get('polished', 0):,}", f"{path[-1]['seconds']:.0f}"]
     if rows:
         heads = ["training", *(f"circuit {n}" for n in range(1, len(rows[0]) - 3)), "training photographs"]
         parts.append(

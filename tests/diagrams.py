@@ -196,7 +196,7 @@ class Sketch:
             noise=0.1,
             best="relabelled",
             rivals=(Rival("relabelled", -0.6, -0.5, None), Rival("average_map", -0.7, -0.6, -0.1)),
-            unmeasured="the strictest control, what the same descent finds among shuffled kernels",
+            unmeasured="the strictest control, a circuit found alike among shuffled kernels",
         )
 
     def _images(self, rng: np.random.Generator, images: int, variants: int, target: int) -> ImageMaps:

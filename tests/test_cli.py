@@ -1157,7 +1157,7 @@ def test_controls_says_what_the_function_says(folder, good):
 def test_controls_says_which_option_adds_the_strictest_one(folder, good):
     good(DESCENT)
     text = good("controls a.safetensors --model tiny_net:net --draws 1")
-    assert "the strictest control, what the same descent finds among shuffled kernels (--descents 1)." in text
+    assert "the strictest control, a circuit found alike among shuffled kernels (--descents 1)." in text
 
 
 def test_show_names_options_that_had_other_defaults_when_the_circuit_was_found(folder, good):

@@ -1,276 +1,437 @@
-"""Circuits that show how well any of the same size, treated alike, would do."""
+"""A circuit beside its controls: the figures, their noise and the verdict."""
 
+import json
 import math
+import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from torch import nn
 
 import convcircuits as cc
-from convcircuits.circuits.controls import fit_of, fitted, random_like, redrawn, relabelled_like, treated_alike, without
+from convcircuits.circuits import controls as measuring
+from convcircuits.circuits.asking import options_again
+from convcircuits.circuits.control_circuits import random_like, redrawn, refound, relabelled_like
+from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.network.batches import Batches
-from convcircuits.network.capture import Network
 from convcircuits.network.masking import Subject
-from convcircuits.network.reach import survey
+from convcircuits.subfeatures.again import found_again
+from convcircuits.values.controls import CHECKS, RIVALS, judged
 from convcircuits.values.tables import LayerTable
-from nets import NETS, net
+from convcircuits.zoo.planted import plant, planted_images
+from nets import NETS, WithConstant, net
 
 CASE = NETS["plain"]
-FEATURE = cc.Feature("features.5", 2)
+BY_DEFAULT = [name for name in RIVALS if name != "refound"]
+FEATURE = cc.Feature("features.3", 1)
 
 
-def subject_of(model):
-    network = Network(model)
-    return Subject(network, FEATURE, survey(network, FEATURE, CASE.input_shape))
+def found(model, feature=FEATURE, criterion="gauss_newton", seed=1, density=0.5, **options):
+    return cc.find(model, feature, CASE.images(6, seed), criterion=criterion, density=density, **options)
 
 
-def found(model, criterion="random", density=0.5, granularity="kernel", **options):
-    images = CASE.images(5).to(next(model.parameters()).dtype)
-    return cc.find(model, FEATURE, images, criterion=criterion, density=density, granularity=granularity, **options)
+@cache
+def planted():
+    """Return a network with a planted circuit, images to fit and to measure on, and the circuit as it is found."""
+    made = plant(0, channels=10, depth=3, live=3, pairs=1, constants=2)
+    size = sum(int(mask.sum()) for mask in made.truth.values())
+    images, held_out = planted_images(24), planted_images(16, seed=1)
+    circuit = cc.find(made.model, made.feature, images, criterion="progressive", kernels=size, start=0.5)
+    return made, images, held_out, circuit
 
 
-@pytest.mark.parametrize("granularity", ["kernel", "filter", "weight"])
-@pytest.mark.parametrize("density", [0.02, 0.5, 1.0])
-def test_it_keeps_as_many_units_of_each_layer_and_no_others_than_are_relevant(granularity, density):
-    model = CASE.build()
-    circuit = found(model, granularity=granularity, density=density)
-    made = [random_like(subject_of(model), circuit, seed=seed) for seed in range(3)]
-    for other in made:
-        assert other.granularity == granularity
-        assert other.feature == circuit.feature
-        assert other.relevant == circuit.relevant
-        for layer, kept in circuit.elements.items():
-            assert other.elements[layer].sum() == kept.sum()
-            assert not (other.elements[layer] & circuit.saliency[layer].isnan()).any()
-    assert random_like(subject_of(model), circuit, seed=1) == made[1]
-    tables = {tuple(torch.cat([kept.flatten() for kept in other.elements.values()]).tolist()) for other in made}
-    assert (len(tables) > 1) == (density < 1)
+@cache
+def planted_report():
+    made, images, held_out, circuit = planted()
+    return cc.controls(made.model, circuit, held_out, fit=images)
 
 
-def test_it_runs_where_the_circuit_does():
-    for model in (CASE.build(), CASE.build().float()):
-        circuit, images = found(model), CASE.images(2).to(next(model.parameters()).dtype)
-        maps = cc.activations(model, FEATURE, images, circuit=random_like(subject_of(model), circuit))
-        assert maps.dtype == images.dtype
+@pytest.mark.parametrize("feature", ["features.3:1", "features.3:1,3", "features.3:2@max", "features.5:1@interior"])
+def test_the_figures_are_those_of_an_evaluation(feature):
+    model, held_out, images = CASE.build(), CASE.images(5, 2), CASE.images(6, 1)
+    circuit = cc.refit(model, found(model, cc.Feature.parse(feature)), images)
+    report = cc.controls(model, circuit, held_out, fit=images, draws=1)
+    expected = cc.evaluate(model, circuit, held_out, fit=images)
+    for got, figure in (
+        (report.circuit.r2, expected.r2),
+        (report.circuit.r2_interior, expected.r2_interior),
+        (report.circuit.r2_rectified, expected.r2_rectified),
+        (report["average_map"].r2, expected.r2_average_map),
+        (report["average_map"].r2_interior, expected.r2_average_map_interior),
+        (report["random"].r2, expected.r2_random),
+        (report["random"].r2_interior, expected.r2_random_interior),
+    ):
+        assert got == pytest.approx(figure, nan_ok=True)
+    assert report["refitted"].r2 == pytest.approx(report.circuit.r2)
+    assert report.images == 5
+    assert (report.elements, report.constants) == (len(circuit), circuit.constants)
 
 
-def test_it_is_what_the_criterion_layer_random_keeps():
-    model = CASE.build()
-    circuit = found(model, "snip")
-    made = random_like(subject_of(model), circuit, seed=3)
-    again = cc.find(
-        model,
-        FEATURE,
-        CASE.images(1),
-        criterion="layer_random",
-        kernels=len(circuit),
-        like=circuit,
-        seed=made.provenance["seed"],
-    )
-    assert made == again
-
-
-def test_a_random_circuit_has_a_control_of_its_own():
-    model = CASE.build()
-    like = found(model, "random", density=0.5)
-    circuit = cc.find(model, FEATURE, CASE.images(1), criterion="layer_random", kernels=len(like), like=like, seed=0)
-    assert random_like(subject_of(model), circuit, seed=0).kernels != circuit.elements
-
-
-def test_the_control_of_an_empty_circuit_is_empty():
-    model = CASE.build()
+def test_what_is_left_without_a_circuit():
+    model, held_out = CASE.build(), CASE.images(5, 2)
     circuit = found(model)
-    assert len(random_like(subject_of(model), circuit - circuit)) == 0
+    report = cc.controls(model, circuit, held_out, fit=CASE.images(6, 1), draws=2)
+    subject = Subject.open(model, FEATURE, CASE.input_shape)
+    relevant = subject.survey.kernels
+    for name, removed in (("without_circuit", circuit), ("without_random", random_like(subject, circuit))):
+        left = {layer: mask & ~removed[layer] for layer, mask in relevant.items()}
+        rest = cc.Circuit.from_masks(model, FEATURE, left, input_shape=CASE.input_shape)
+        assert report[name].r2 == pytest.approx(cc.evaluate(model, rest, held_out).r2)
+    assert "refitted" not in {row.name for row in report.controls}
+    assert [len(row.draws) for row in report.controls] == [2, 2, 2, 1, 1, 1]
 
 
-def batches_of(images):
-    return Batches(images, device=images.device, dtype=images.dtype, batch_size=16)
+def test_the_order_and_the_batches_of_images_do_not_matter():
+    model, held_out, images = CASE.build(), CASE.images(7, 2), CASE.images(6, 1)
+    circuit = cc.refit(model, found(model), images)
+    one = cc.controls(model, circuit, held_out, fit=images)
+    other = cc.controls(model, circuit, held_out, fit=images.flip(0), batch_size=2)
+    for row in (one.circuit, *one.controls):
+        assert other[row.name].r2 == pytest.approx(row.r2)
+        assert other[row.name].draws == pytest.approx(row.draws)
+    assert other.margin == pytest.approx(one.margin)
+    assert other.noise == pytest.approx(one.noise)
 
 
-@pytest.mark.parametrize(
-    ("criterion", "options"),
-    [
-        ("progressive", {"start": 0.3, "toward": 1.0, "positions": 300}),
-        ("learned", {"start": 0.3, "steps": 5, "final": 5, "rate": 0.03, "batch": 3, "polish": 0}),
-    ],
-)
-def test_a_circuit_that_is_treated_as_it_was_comes_out_the_same(criterion, options):
-    model = CASE.build()
-    circuit = found(model, criterion, 0.3, **options)
-    again = treated_alike(subject_of(model), circuit, circuit, batches_of(CASE.images(5)))
-    assert again == circuit
-    assert circuit.constants
-    other = replace(circuit, provenance=dict(circuit.provenance) | {"calibration": {"method": "kernels"}})
-    assert treated_alike(subject_of(model), circuit, other, batches_of(CASE.images(5))) != circuit
+def test_a_planted_circuit_is_found_and_its_graph_on_other_filters_is_not():
+    made, images, held_out, circuit = planted()
+    report = planted_report()
+    assert report.verdict == "found"
+    assert report.circuit.r2_interior > 0.99
+    assert max(report[name].r2_interior for name in BY_DEFAULT) < 0.3
+    assert report["without_circuit"].r2 < 0
+    subject = Subject.open(made.model, made.feature, (3, 32, 32))
+    wrong = cc.refit(made.model, relabelled_like(subject, circuit, seed=8), images, toward=0)
+    assert wrong.constants > 10
+    report = cc.controls(made.model, wrong, held_out, fit=images)
+    assert report.verdict == "not found"
+    assert report.margin < 0.2
 
 
-@pytest.mark.parametrize("method", ["kernels", "filters", "mean"])
-def test_a_control_is_refitted_as_the_circuit_was(method):
-    model, images = CASE.build(), CASE.images(5)
-    options = {"method": method, "ridge": 0.3, "positions": 20, "seed": 4}
-    circuit = cc.refit(model, found(model), images, **options)
-    control = treated_alike(subject_of(model), random_like(subject_of(model), circuit), circuit, batches_of(images))
-    bare = replace(control, gain=type(control.gain)(), offset=type(control.offset)())
-    assert control == cc.refit(model, bare, images, **options)
+def test_a_trained_circuit_has_trained_controls():
+    made, images, held_out, circuit = planted()
+    learned = cc.find(
+        made.model, made.feature, images, criterion="learned", kernels=len(circuit), start=0.3, final=120, batch=16
+    )
+    report = cc.controls(made.model, learned, held_out, fit=images, draws=1)
+    assert report["refitted"].r2 == pytest.approx(report.circuit.r2, abs=0.01)
+    closed = dict(learned.provenance["calibration"])
+    del closed["trained"]
+    other = replace(learned, provenance=dict(learned.provenance) | {"calibration": closed})
+    untrained = cc.controls(made.model, other, held_out, fit=images, draws=1)
+    for name in ("relabelled", "random", "redrawn", "refitted"):
+        assert untrained[name].r2 != pytest.approx(report[name].r2, abs=1e-3)
 
 
-def dead_after_a_refit(images):
-    """A feature that sees x where a circuit sees |x| alone, which predicts it, but not linearly."""
-    model = nn.Sequential(nn.Conv2d(2, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1)).double().eval()
+@pytest.mark.parametrize("criterion", ["progressive", "learned"])
+@pytest.mark.parametrize("size", [{"kernels": 25}, {"filters": 3, "fan_in": 3}])
+def test_the_descent_repeated_in_the_model_itself_finds_the_circuit(criterion, size):
+    made, images, _, _ = planted()
+    options = {"steps": 3, "final": 9} if criterion == "learned" else {}
+    circuit = cc.find(made.model, made.feature, images, criterion=criterion, start=0.5, seed=2, **size, **options)
+    subject = Subject.open(made.model, made.feature, (3, 32, 32))
+    batches = Batches(images, device=torch.device("cpu"), dtype=torch.float32, batch_size=16)
+    assert refound(subject, circuit, batches, subject) == circuit
+    for how in ({"method": "filters"}, {"method": "kernels", "ridge": 0.5}):  # which the descent did not use
+        again = cc.refit(made.model, circuit, images, **how)
+        assert refound(subject, again, batches, subject) == again
+    bare = replace(circuit, gain=LayerTable(), offset=LayerTable())
+    assert refound(subject, bare, batches, subject) == bare
+
+
+@pytest.mark.parametrize("criterion", ["progressive", "learned"])
+def test_a_descent_is_repeated_with_the_defaults_of_its_time(criterion):
+    """A file says them, but for `positive` if it is from before that option, when gains had any sign."""
+    made, images, _, _ = planted()
+    options = {"steps": 3, "final": 9} if criterion == "learned" else {}
+    of_its_time = {"positive": False, "ridge": 0.5}
+    given = {"criterion": criterion, "start": 0.5, "kernels": 25, **options}
+    circuit = cc.find(made.model, made.feature, images, **given, **of_its_time)
+    said = {**circuit.provenance, "options": {"start": 0.5, **options}}
+    for name in ("schedule", "calibration"):
+        said[name] = {key: value for key, value in said[name].items() if key != "positive"}
+    old = replace(circuit, provenance=said)
+    again = {"start": 0.5, "ridge": 0.5, **options} | ({"positive": False} if criterion == "learned" else {})
+    assert options_again(CRITERIA[criterion], old.provenance) == again
+    subject = Subject.open(made.model, made.feature, (3, 32, 32))
+    batches = Batches(images, device=torch.device("cpu"), dtype=torch.float32, batch_size=16)
+    assert refound(subject, old, batches, subject) == circuit
+    assert found_again(made.model, [old], images, batch_size=16, progress=None, called="it") == circuit
+    other = redrawn(subject, whole=True)
+    assert refound(subject, old, batches, other) == refound(subject, circuit, batches, other)
+
+
+def test_a_descent_among_shuffled_kernels_does_not_find_a_planted_circuit():
+    made, images, held_out, circuit = planted()
+    report = cc.controls(made.model, circuit, held_out, fit=images, draws=1, descents=2)
+    row = report["refound"]
+    assert any(
+        note.startswith("Not measured: the strictest control") and "(descents=1)" in note
+        for note in planted_report().notes
+    )
+    assert not any("strictest" in note for note in report.notes)
+    assert len(row.draws) == report.provenance["descents"] == 2
+    assert row.r2_interior == max(row.draws) < 0.3
+    assert report.verdict == "found"
+    spread = 2 * float(torch.tensor(row.draws).clamp_min(0).std())
+    assert spread > 0.05
+    for name in ("relabelled", "random", "redrawn"):  # drawn once
+        assert report[name].noise >= spread
+        note = f"{RIVALS[name].capitalize()} was drawn once: the spread of its draws is taken to be the largest"
+        assert any(one.startswith(note) for one in report.notes)
+    assert not any("drawn once" in note for note in planted_report().notes)
+    assert report["average_map"].noise == pytest.approx(planted_report()["average_map"].noise)  # it is not drawn
+    subject = Subject.open(made.model, made.feature, (3, 32, 32))
+    other = redrawn(subject, whole=True)  # as the report's first draw
+    batches = Batches(images, device=torch.device("cpu"), dtype=torch.float32, batch_size=16)
+    again = refound(subject, circuit, batches, other)
+    assert len(again) == len(circuit)
     with torch.no_grad():
-        for layer, weight, bias in ((0, [4, 0.01], -6), (2, [1], 0.5)):
-            model[layer].weight.copy_(torch.tensor(weight).reshape(model[layer].weight.shape))
-            model[layer].bias.fill_(bias)
-    kept = {"0": torch.tensor([[False, True]]), "2": torch.tensor([[True]])}
-    circuit = cc.Circuit.from_masks(model, cc.Feature("2", 0), kept, input_shape=tuple(images.shape[1:]))
-    calibration = cc.refit(model, circuit, images).provenance["calibration"] | {
-        "trained": {"steps": 5, "final": 5, "rate": 0.02, "batch": 8, "rectified": 0.5, "tolerance": 0.0, "images": 16}
-    }
-    about = dict(circuit.provenance) | {"calibration": calibration, "cost": {"trained": 8 * 300}}
-    return model, replace(cc.refit(model, circuit, images), provenance=about)
+        values = other.maps(held_out, other.masks(again, (3, 32, 32), effective=True)).double()
+        wanted = subject.maps(held_out).double()
+    r2 = 1 - (values - wanted).square().sum() / (wanted - wanted.mean()).square().sum()
+    assert row.draws[0] == pytest.approx(float(r2), abs=1e-4)
 
 
-def test_a_control_that_its_refit_leaves_without_any_gradient_is_trained_from_elsewhere():
-    x = torch.randn(16, 1, 9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    images = torch.cat([x, x.abs()], 1)
-    model, circuit = dead_after_a_refit(images)
-    maps = cc.activations(model, circuit.feature, images, circuit=circuit)
-    assert bool((maps == maps.flatten()[0]).all())
-    subject = Subject.open(Network(model), circuit.feature, tuple(images.shape[1:]))
-    fit = fit_of(subject, circuit, batches_of(images))
-    trained = fitted(subject, circuit, fit)
-    assert cc.evaluate(model, trained, images).r2 > 0.3
-    fit = fit_of(subject, circuit, batches_of(images))
-    fit._control = False  # in a descent, the circuit before it decides
-    assert cc.evaluate(model, fitted(subject, circuit, fit), images).r2 == pytest.approx(0.0, abs=1e-9)
+def test_a_circuit_found_alike_is_compared_with_the_circuit_itself(monkeypatch):
+    made, images, held_out, circuit = planted()
+    fitted = measuring.fitted
+
+    def badly(subject, control, fit):
+        one = fitted(subject, control, fit)
+        return replace(one, gain=LayerTable({layer: 0.5 * gain for layer, gain in one.gain.items()}))
+
+    for good in (True, False):  # whether the same kernels, and those of the controls, are fitted well
+        monkeypatch.setattr(measuring, "fitted", fitted if good else badly)
+        report = cc.controls(made.model, circuit, held_out, fit=images, draws=1, descents=1)
+        own, again = report.circuit.r2_interior, min(report.circuit.r2_interior, report["refitted"].r2_interior)
+        assert (again > own - 0.05) == good
+        margins = {name: again - max(0, report[name].r2_interior) for name in BY_DEFAULT}
+        margins["refound"] = own - max(0, report["refound"].r2_interior)
+        assert report.margin == margins[report.best] == min(margins.values())
 
 
-def test_a_control_keeps_the_other_start_if_training_only_raises_its_error(monkeypatch):
-    x = torch.randn(16, 1, 9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    images = torch.cat([x, x.abs()], 1)
-    model, circuit = dead_after_a_refit(images)
-    subject = Subject.open(Network(model), circuit.feature, tuple(images.shape[1:]))
-    learn = fit_of(subject, circuit, batches_of(images))
-    masks = subject.masks(replace(circuit, gain=LayerTable(), offset=LayerTable()), images.shape[1:], effective=True)
-    refitted, matched, run = learn._fit(masks), learn._moment_matched(masks), learn._runner(masks)
-    of_refitted, of_matched = (learn._error(learn._with(one, masks, run)) for one in (refitted, matched))
-    assert 0.5 < of_matched < of_refitted
-    monkeypatch.setattr(learn, "_trained", lambda start, *_: (start, math.inf))
-    for got, wanted in zip(learn(masks), matched, strict=True):
-        assert got.keys() == wanted.keys()
-        assert all(torch.equal(got[layer], wanted[layer]) for layer in wanted)
+def test_constants_that_the_procedure_does_not_give_do_not_count():
+    made, images, held_out, _ = planted()
+    one_twin = cc.Circuit.from_masks(made.model, made.feature, made.alternatives[0], input_shape=(3, 32, 32))
+    circuit = cc.refit(made.model, one_twin, images, toward=0)  # the gains make up for the other
+    circuit = replace(circuit, provenance=dict(circuit.provenance) | {"calibration": {"method": "none"}})
+    report = cc.controls(made.model, circuit, held_out, fit=images, draws=1)
+    refitted = report["refitted"].r2_interior
+    assert refitted < report.circuit.r2_interior - report.noise
+    assert report.margin == refitted - max(0, report[report.best].r2_interior)
+    assert f"({refitted:.2f} if its kernels are fitted again as the controls are)" in report.verdict_sentence
+    assert "fitted again" not in planted_report().verdict_sentence
 
 
-@pytest.mark.parametrize("name", ["plain", "residual", "mobile", "dense", "se_conv", "inception"])
-def test_the_other_start_has_the_means_and_spreads_of_the_full_model(name):
-    case = NETS[name]
-    model, feature, images = case.build(), cc.Feature(*case.features[-1]), case.images(12)
-    circuit = cc.find(model, feature, images, criterion="learned", density=0.5, start=0.5, steps=1, final=1)
-    subject = Subject.open(Network(model), feature, tuple(images.shape[1:]))
-    learn = fit_of(subject, circuit, batches_of(images))
-    masks = subject.masks(replace(circuit, gain=LayerTable(), offset=LayerTable()), images.shape[1:], effective=True)
-    gain, offset = learn._moment_matched(masks)
-    full = learn._moments(subject, None)
-    own = learn._moments(subject, replace(masks, gain=gain, offset=offset))
-    assert any(bool((spread > 0).any()) for _, spread in own.values())
-    for layer, mask in masks.kernels.items():
-        live = mask.any(1) & (own[layer][1] > 0)
-        torch.testing.assert_close(own[layer][:, live], full[layer][:, live])
+def test_the_noise_is_that_of_draws_and_of_resampled_images():
+    report = planted_report()
+    spreads = [torch.tensor(report[name].draws).clamp_min(0).std() for name in ("relabelled", "random", "redrawn")]
+    for name, spread in zip(("relabelled", "random", "redrawn"), spreads, strict=True):
+        assert report[name].noise >= 2 * spread
+    assert report.noise == report[report.best].noise
+    assert report.margin == report[report.best].margin == min(report[name].margin for name in BY_DEFAULT)
+    for row in (report.circuit, report["refitted"], report["without_circuit"]):
+        assert math.isnan(row.margin)
+        assert math.isnan(row.noise)
+    made, images, held_out, circuit = planted()
+    several = cc.controls(made.model, circuit, held_out.repeat(4, 1, 1, 1), fit=images, draws=1)
+    once = cc.controls(made.model, circuit, held_out, fit=images, draws=1)
+    assert several.margin == pytest.approx(once.margin)
+    assert several.noise == pytest.approx(once.noise / 2, rel=0.15)  # four times as many images
+    names = list(range(len(held_out))) * 4
+    crops = cc.controls(made.model, circuit, held_out.repeat(4, 1, 1, 1), fit=images, draws=1, photographs=names)
+    assert (crops.margin, crops.noise) == pytest.approx((once.margin, once.noise))  # but no more photographs
+    assert any(f"crops of {len(held_out)} photographs" in note for note in crops.notes)
+    with pytest.raises(cc.ConvCircuitsError, match="give the photograph of each image"):
+        cc.controls(made.model, circuit, held_out, fit=images, draws=1, photographs=names)
+    assert once.verdict_sentence.endswith(", that of the images alone, since each control was drawn once.")
+    assert "drawn once" not in report.verdict_sentence
 
 
-@pytest.mark.parametrize(("trained", "steps"), [(0, 5), (17, 6), (2100, 500)])
-def test_a_control_takes_as_many_steps_as_the_whole_descent_did_up_to_a_limit(trained, steps):
+def test_a_dense_circuit_has_graphs_that_are_nearly_the_same():
     model = CASE.build()
-    circuit = found(model, "learned", 0.3, start=0.3, steps=5, final=5, batch=3)
-    said = dict(circuit.provenance) | {"cost": circuit.provenance["cost"] | {"trained": trained}}
-    fit = fit_of(subject_of(model), replace(circuit, provenance=said), batches_of(CASE.images(5)))
-    assert {fit.about()["trained"][name] for name in ("steps", "final")} == {steps}
-
-
-def test_controls_are_not_polished():
-    model = CASE.build()
-    circuit = found(model, "learned", 0.3, start=0.3, steps=5, final=5, batch=3)
-    again = treated_alike(subject_of(model), circuit, circuit, batches_of(CASE.images(5)))
-    polish = [one.provenance["calibration"]["trained"]["polish"] for one in (circuit, again)]
-    assert polish == [200, 0]
-    assert again.provenance["cost"]["polished"] == circuit.provenance["cost"]["polished"] > 0
-    assert again.provenance["cost"]["trained"] > circuit.provenance["cost"]["trained"]
-
-
-def test_without_a_calibration_nothing_is_fitted():
-    model, images = CASE.build(), CASE.images(5)
-    circuit = found(model)
-    assert fit_of(subject_of(model), circuit, batches_of(images)) is None
-    refitted = cc.refit(model, circuit, images)
-    assert fitted(subject_of(model), refitted, None) == circuit
-
-
-def test_the_rest_of_the_model_without_a_circuit():
-    model = CASE.build()
-    circuit = cc.refit(model, found(model), CASE.images(5))
-    rest = without(subject_of(model), circuit)
-    assert not rest.gain
-    for layer, relevant in subject_of(model).survey.kernels.items():
-        assert torch.equal(rest[layer] | circuit[layer], relevant)
-        assert not (rest[layer] & circuit[layer]).any()
-
-
-def test_a_relabelled_circuit_says_how_it_was_made():
-    model = CASE.build()
-    circuit = found(model, density=0.3)
-    made = [relabelled_like(subject_of(model), circuit, seed=seed) for seed in range(4)]
-    assert len({str([mask.tolist() for mask in one.elements.values()]) for one in made}) > 1
-    assert made[1] == relabelled_like(subject_of(model), circuit, seed=1)
-    assert made[1].provenance["made_by"] == "relabelled"
-    assert made[1].provenance["weights"] == circuit.provenance["weights"]
-
-
-@pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("name", ["plain", "mobile", "standardised", "twice"])
-def test_redrawn_weights_have_the_same_values_in_each_layer(name, whole):
-    case = NETS[name]
-    model = case.build()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    subject = Subject.open(model, cc.Feature(*case.features[-1]), case.input_shape)
-    other = redrawn(subject, whole=whole, seed=3)
-    after = other.network.module.state_dict()
-    for key, value in before.items():
-        assert torch.equal(model.state_dict()[key], value)
-        if key.removesuffix(".weight") in subject.survey.kernels:
-            assert not torch.equal(after[key], value)
-            assert torch.equal(after[key].flatten().sort().values, value.flatten().sort().values)
-            kernels = [sorted(map(tuple, one.flatten(0, 1).flatten(1).tolist())) for one in (after[key], value)]
-            assert (kernels[0] == kernels[1]) == (whole or kernels[0][0][1:] == ())  # or of one weight each
-        else:
-            assert torch.equal(after[key], value)
-    again = redrawn(subject, whole=whole, seed=3).network.module.state_dict()
-    assert all(torch.equal(again[key], value) for key, value in after.items())
-
-
-def test_weights_that_are_computed_cannot_be_drawn_again():
-    model = net()
-    nn.utils.parametrizations.weight_norm(model.conv)
-    subject = Subject.open(model, cc.Feature("head", 1), (3, 8, 8))
-    with pytest.raises(cc.ConvCircuitsError, match="computed while the model runs, so they cannot be drawn again"):
-        redrawn(subject)
-
-
-def test_a_circuit_of_another_model_is_fitted_to_the_trained_one():
-    model, images = CASE.build(), CASE.images(5)
-    scaled = CASE.build()
-    for layer in ("features.0", "features.3", "features.5"):
-        scaled.get_submodule(layer).weight.data *= 0.5
-    whole = cc.Circuit.from_masks(
-        scaled,
-        FEATURE,
-        {layer: torch.ones(mask.shape) for layer, mask in subject_of(scaled).survey.kernels.items()},
-        input_shape=CASE.input_shape,
+    report = cc.controls(model, found(model, density=1.0), CASE.images(4, 2), fit=CASE.images(5, 1), draws=1)
+    assert report["relabelled"].r2 == pytest.approx(1)
+    assert report.margin == pytest.approx(0)
+    assert report.verdict == "not found"
+    assert any(
+        note.startswith("100% of the circuit's kernels are also in its relabelled graphs") for note in report.notes
     )
-    like = cc.refit(scaled, whole, images, ridge=0.0, positions=None)
-    fit = fit_of(subject_of(scaled), like, batches_of(images), target=subject_of(model))
-    made = fitted(subject_of(scaled), whole, fit)
-    for layer, gain in made.gain.items():
-        assert torch.allclose(gain[whole[layer]], torch.tensor(2.0, dtype=torch.float64))
-    maps = cc.activations(scaled, FEATURE, images, circuit=made)
-    assert torch.allclose(maps, cc.activations(model, FEATURE, images))
+
+
+def test_controls_that_cannot_be_made_are_left_out_and_noted():
+    generator = torch.Generator().manual_seed(0)
+    images, held_out = torch.randn(12, 3, 8, 8, generator=generator).split(6)
+    model = WithConstant().eval()
+    circuit = cc.find(model, cc.Feature("head", 1), images, criterion="snip", density=0.5)
+    report = cc.controls(model, circuit, held_out, fit=images)
+    assert "relabelled" not in {row.name for row in report.controls}
+    assert any(note.startswith("The circuit is not compared with its graph on other filters.") for note in report.notes)
+    model = net().float()
+    nn.utils.parametrizations.weight_norm(model.conv)
+    circuit = cc.find(model, cc.Feature("head", 1), images, criterion="snip", density=0.5)
+    report = cc.controls(model, circuit, held_out, fit=images)
+    assert "redrawn" not in {row.name for row in report.controls}
+    assert any(note.startswith("The circuit is not compared with the same graph of other") for note in report.notes)
+
+
+@pytest.mark.parametrize("granularity", ["filter", "weight"])
+def test_other_granularities(granularity):
+    model, images = CASE.build(), CASE.images(6, 1)
+    circuit = found(model, granularity=granularity)
+    report = cc.controls(model, circuit, CASE.images(4, 2), fit=images, draws=1)
+    assert {row.name for row in report.controls} == {*BY_DEFAULT, *CHECKS} - {"refitted"}
+
+
+def test_the_model_stays_as_it_is():
+    model, images = CASE.build(), CASE.images(6, 1)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    cc.controls(model, cc.refit(model, found(model), images), CASE.images(4, 2), fit=images, draws=1)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_progress_has_a_phase_for_each_fit():
+    phases, counts = [], []
+
+    class Told:
+        def phase(self, name):
+            phases.append(name)
+
+        def __call__(self, done, total):
+            counts.append((done, total))
+
+    model, images = CASE.build(), CASE.images(6, 1)
+    circuit = cc.refit(model, found(model), images)
+    cc.controls(model, circuit, CASE.images(4, 2), fit=images, draws=2, progress=Told())
+    fits = ["relabelled"] * 2 + ["random"] * 2 + ["refitted"] + ["redrawn"] * 2
+    assert phases == [*(f"fitting a control: {name}" for name in fits), "measuring the controls"]
+    assert counts[-1] == (4, 4)
+
+
+def test_mistakes():
+    model, images = CASE.build(), CASE.images(6, 1)
+    with pytest.raises(cc.ConvCircuitsError, match="Expected a Circuit, got str"):
+        cc.controls(model, "circuit", images, fit=images)
+    with pytest.raises(cc.ConvCircuitsError, match="draws must be"):
+        cc.controls(model, found(model), images, fit=images, draws=0)
+    with pytest.raises(cc.ConvCircuitsError, match="descents must be"):
+        cc.controls(model, found(model), images, fit=images, descents=-1)
+    with pytest.raises(cc.ConvCircuitsError, match="was not found by a descent from the full model"):
+        cc.controls(model, found(model), images, fit=images, descents=1)
+    inside = found(model, criterion="progressive", density=0.2, circuit=found(model, density=0.8))
+    with pytest.raises(cc.ConvCircuitsError, match="was not found by a descent from the full model"):
+        cc.controls(model, inside, images, fit=images, descents=1)
+    with pytest.raises(cc.ConvCircuitsError, match="belongs to another model"):
+        cc.controls(NETS["no_bias"].build(), found(model), images, fit=images)
+
+
+def test_it_shows_as_text_html_table_and_json():
+    report = planted_report()
+    text, html, table = report.summary(), report._repr_html_(), report.to_pandas()
+    for words in ("the same graph on other filters", "the full model without the circuit", report.verdict_sentence):
+        assert words in text
+        assert words in html
+    assert f"{report['redrawn'].r2_interior:.3f}" in text
+    assert f"{report.constants:,} constants fitted" in text
+    assert list(table.index) == ["circuit", *BY_DEFAULT, *CHECKS]
+    assert table.loc["random", "r2"] == report["random"].r2
+    assert table.loc["random", "margin"] == report["random"].margin
+    assert table.loc["random", "noise"] == report["random"].noise
+    for kind in ("inside", "central", "unknown"):
+        rows = replace(report, interior=kind).summary().splitlines()[1 : 3 + len(report.controls)]
+        assert {len(re.split(r" {3,}", row)) for row in rows} == {6}
+        assert len({len(row) for row in rows}) == 1
+    assert f"{report['redrawn'].margin:.3f}" in text
+    assert f"{report['redrawn'].noise:.3f}" in text
+    assert report.as_dict()["circuit"]["margin"] is None
+    assert json.loads(json.dumps(report.as_dict()))["margin"] == report.margin
+    assert replace(report, noise=math.nan).as_dict()["noise"] is None
+    with pytest.raises(KeyError):
+        report["other"]
+
+
+def test_the_verdict():
+    def said(noise=0.1, *, fitted=True, drawn_once=False, noises=(), **r2):
+        noises = dict.fromkeys(RIVALS, noise) | dict(noises)
+        about = {"feature": "layer:3", "where": "the interior"}
+        return judged(r2, noises, fitted=fitted, drawn_once=drawn_once, **about)
+
+    rivals = {"relabelled": -0.004, "random": 0.2, "average_map": 0.1}
+    assert said(circuit=0.7, **rivals) == (
+        "found",
+        "The circuit of layer:3 was found: R2 on the interior is 0.70; the same graph on other filters, fitted alike, "
+        "reaches 0.00, and the best control, a random circuit of equal size, 0.20. The margin of 0.50 is above "
+        "its noise of 0.10.",
+    )
+    assert said(circuit=0.1, average_map=-0.2, random=-0.3, fitted=False) == (
+        "not found",
+        "The circuit of layer:3 was not found: R2 on the interior is 0.10; the best control, the average training "
+        "map, reaches -0.20 (less than a constant). The margin of 0.10 is not above its noise of 0.10.",
+    )
+    assert said(circuit=0.7, noises={"relabelled": 0.71, "average_map": 0.6}, **rivals) == (
+        "not found",
+        "The circuit of layer:3 was not found: R2 on the interior is 0.70; the same graph on other filters, fitted "
+        "alike, reaches 0.00, and the best control, a random circuit of equal size, 0.20. The margin of 0.50 is above "
+        "its noise of 0.10, but the one over the average training map, which reaches 0.10, is 0.60, not above its own "
+        "of 0.60.",
+    )
+    for held, words in (
+        (0.696, "is 0.70; "),
+        (0.694, "is 0.70 (0.69 if its kernels are fitted again as the controls are); "),
+    ):
+        assert f"R2 on the interior {words}" in said(circuit=0.7, refitted=held, **rivals)[1]
+    _, sentence = said(circuit=0.7, **rivals | {"relabelled": 0.3})
+    assert "; the best control, the same graph on other filters, fitted alike, reaches 0.30. The" in sentence
+    assert said(circuit=0.7, redrawn=math.nan, noises={"redrawn": math.nan}, **rivals) == said(circuit=0.7, **rivals)
+    for undefined in ({"circuit": math.nan}, {"circuit": 0.7, "noises": {"average_map": math.nan}}):
+        assert said(**rivals | undefined) == (
+            "not decided",
+            "Whether the circuit of layer:3 was found is not decided: R2 on the interior, or its noise, is not "
+            "defined.",
+        )
+
+
+def test_a_control_without_a_figure_is_left_out_and_noted():
+    made, images, held_out, circuit = planted()
+    larger = torch.nn.functional.interpolate(held_out, scale_factor=1.25)  # of which there is no average training map
+    report = cc.controls(made.model, circuit, larger, fit=images, draws=2)
+    assert math.isnan(report["average_map"].r2)
+    assert math.isnan(report["average_map"].margin)
+    assert report.best != "average_map"
+    assert report.verdict in ("found", "not found")
+    assert any(note.startswith("The circuit is not compared with the average training map") for note in report.notes)
+    over = {"relabelled": ("circuit", 0.5)}
+    resampled = torch.rand(50, 2, generator=torch.Generator().manual_seed(0)).double()
+    for draws in ([0.1, 0.3, math.nan], [math.nan, 0.3, 0.1]):  # a draw that is not defined does not count
+        noises, once = measuring._noises(over, {"circuit": 0, "relabelled": 1}, {"relabelled": draws}, resampled)
+        assert noises["relabelled"] > 2 * 0.2 / math.sqrt(2)
+        assert once == []
+
+
+def test_a_feature_that_does_not_vary_is_not_decided():
+    model, images = CASE.build(), CASE.images(6, 1)
+    circuit = found(model)
+    same = images[:1].repeat(4, 1, 1, 1)
+    feature = cc.Feature("features.3", 1, position="max")
+    circuit = replace(circuit, feature=feature, gain=LayerTable())
+    report = cc.controls(model, circuit, same, fit=images, draws=1)
+    assert report.verdict == "not decided"
+    assert report.as_dict()["margin"] is None
+
+
+def test_images_that_were_fitted_on_are_noted():
+    model, images = CASE.build(), CASE.images(6, 1)
+    circuit = found(model)
+    for held_out, noted in ((images.flip(0), True), (CASE.images(4, 2), False)):
+        report = cc.controls(model, circuit, held_out, fit=images, draws=1)
+        assert any("the same images that the controls were fitted on" in note for note in report.notes) == noted
+
+
+def test_one_image_does_not_decide():
+    model, images = CASE.build(), CASE.images(6, 1)
+    report = cc.controls(model, found(model), images[:1], fit=images, draws=2)
+    assert math.isfinite(report.margin)
+    assert report.verdict == "not decided"

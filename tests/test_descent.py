@@ -21,7 +21,7 @@ from cases import LAST, calibration, close
 from convcircuits.circuits import descent as descending
 from convcircuits.circuits import learning
 from convcircuits.circuits.budgets import Drawable
-from convcircuits.circuits.controls import redrawn
+from convcircuits.circuits.control_circuits import redrawn
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.descent import _narrower, _working
 from convcircuits.circuits.learning import Learn, Training

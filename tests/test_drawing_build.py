@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import convcircuits as cc
 from cases import calibration
-from convcircuits.circuits import margin
-from convcircuits.circuits.controls import random_like
+from convcircuits.circuits.control_circuits import random_like
 from convcircuits.drawing import build, figure, sheet
 from convcircuits.drawing.data import Document, EdgeKind, NodeKind, View
 from convcircuits.drawing.tiles import read_data_url
@@ -581,7 +580,7 @@ def test_a_fitted_circuits_controls_are_those_of_one_draw(model, seed, photograp
 @pytest.mark.parametrize("interior", ["inside", "unknown"])
 def test_controls_that_are_given_are_shown_and_not_measured_again(model, monkeypatch, interior):
     circuit, _, held_out, report = fitted_and_controls(model, draws=2)
-    monkeypatch.setattr(margin, "controls", pytest.fail)
+    monkeypatch.setattr(build, "measure_controls", pytest.fail)
     rows = tuple(dataclasses.replace(row, r2=row.r2 - 1) for row in report.controls)
     rows += (dataclasses.replace(rows[0], name="refound"),)
     changes = {"interior": interior, "notes": ("A note of its own.",), "noise": float("nan")}
@@ -646,7 +645,7 @@ def test_controls_of_another_circuit_or_of_other_images_are_refused(model):
 def test_without_controls_the_caption_says_so(model, monkeypatch, why):
     given = images(12)
     circuit = cc.refit(model, found(model), given)
-    monkeypatch.setattr(margin, "controls", pytest.fail)
+    monkeypatch.setattr(build, "measure_controls", pytest.fail)
     options = {
         "not wanted": {"held_out": images(6, seed=1), "fit": given, "controls": False},
         "no images that it was found on": {"held_out": images(6, seed=1)},
@@ -660,7 +659,7 @@ def test_without_controls_the_caption_says_so(model, monkeypatch, why):
 def test_a_circuit_without_constants_has_no_controls_unless_they_are_given(model, monkeypatch):
     circuit, given, held_out = found(model), images(12), images(6, seed=1)
     report = cc.controls(model, circuit, held_out, fit=given, draws=1)
-    monkeypatch.setattr(margin, "controls", pytest.fail)
+    monkeypatch.setattr(build, "measure_controls", pytest.fail)
     plain = cc.diagram(model, circuit, held_out=held_out, fit=given)
     assert "controls" not in plain.caption
     assert plain.document.variants[0].fidelity.controls is None

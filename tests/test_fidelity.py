@@ -88,6 +88,27 @@ def test_r2_at_a_size_is_interpolated_and_unknown_outside():
     assert math.isnan(made.at(0.05, page.INSIDE, ONE))
 
 
+def test_what_training_adds_is_told_of_the_units_that_both_were_run_on():
+    shares = [0.2, 0.05]
+    curves = {
+        "progressive": {
+            ("net", "a", 1): curve([0.9, 0.5], shares),
+            ("net", "a", 2): curve([0.8, 0.3], [0.2, 0.01]),  # smaller than its trained circuits
+            ("net", "a", 3): curve([0.1, 0.1], shares),  # not trained
+            ("net", "b", 1): curve([0.7, 0.1], shares),  # nor is any unit of this layer
+        },
+        "learned": {("net", "a", 1): curve([0.92, 0.6], shares), ("net", "a", 2): curve([0.86, 0.5], shares)},
+    }
+    between = 0.8 - 0.5 * math.log(0.2 / 0.05) / math.log(0.2 / 0.01)
+    (row,) = [line.split(" | ") for line in page._trained(curves).splitlines() if line.startswith("| net")]
+    assert row[:2] == ["| net `a`", "1, 2"]
+    assert row[2] == ".85 / .85 to .89 / .89"  # at a fifth: medians of .9 and .8, and of .92 and .86
+    assert row[4] == "{0} / {0} to .55 / .55".format(f"{(0.5 + between) / 2:.2f}".lstrip("0"))  # at a twentieth
+    assert row[5:7] == ["-", "-"]  # at a fiftieth, which only one of the four reaches
+    assert row[-1] == ".40 / .40 to .55 / .55 |"
+    assert page._trained({"progressive": curves["progressive"]}) == ""
+
+
 def test_a_unit_that_never_reaches_it_counts_as_above_all_others():
     median = page._median
     assert float(median(torch.tensor([0.1, math.inf, 0.2]).double())) == pytest.approx(0.2)

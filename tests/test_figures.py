@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import convcircuits as cc
-from convcircuits.circuits.controls import random_like
+from convcircuits.circuits.control_circuits import random_like
 from convcircuits.circuits.evaluation import evaluate_all
 from convcircuits.circuits.notes import FEW_IMAGES
 from convcircuits.network.capture import Network

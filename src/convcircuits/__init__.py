@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from convcircuits.atlases.atlas import Atlas
     from convcircuits.atlases.making import atlas
     from convcircuits.circuits.comparison import ComparisonTable, compare
+    from convcircuits.circuits.controls import controls
     from convcircuits.circuits.criteria import CRITERIA
     from convcircuits.circuits.evaluation import activations, evaluate
     from convcircuits.circuits.finding import find, find_path, prune, score
     from convcircuits.circuits.learning_curve import LearningCurve, learning_curve
-    from convcircuits.circuits.margin import controls
     from convcircuits.circuits.refitting import refit
     from convcircuits.circuits.tuning import tune
     from convcircuits.compiler.extraction import extract
@@ -129,7 +129,7 @@ _MODULES = {
     "activations": "circuits.evaluation",
     "atlas": "atlases.making",
     "compare": "circuits.comparison",
-    "controls": "circuits.margin",
+    "controls": "circuits.controls",
     "cross": "subfeatures.crossing",
     "diagram": "drawing.build",
     "evaluate": "circuits.evaluation",

@@ -43,6 +43,7 @@ from convcircuits.values.boxes import Boxes
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Position
 from convcircuits.values.report import Evaluation
+from convcircuits.values.tables import count_kept
 from convcircuits.version import __version__
 
 Found = tuple[Circuit | None, str, float]
@@ -526,7 +527,7 @@ def _check_kernels(opened: Opened, units: Sequence[int]) -> None:
         except ConvCircuitsError:  # as its row will say
             continue
         try:
-            budget(sum(int(mask.sum()) for mask in found.values()), None, kernels, "kernel")
+            budget(count_kept(found), None, kernels, "kernel")
             return
         except ConvCircuitsError as error:
             problem = error

@@ -27,6 +27,7 @@ from convcircuits.circuits.refitting import POSITIONS, RIDGE, Refit, check_fit
 from convcircuits.circuits.tracing import Batch, Trace
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.values.circuit import Circuit
+from convcircuits.values.tables import count_kept
 
 Saliency = dict[str, Tensor]
 Criterion = Callable[..., Any]
@@ -243,7 +244,7 @@ def force(
     """
     steps = whole_number("steps", steps, 1)
     options: dict[str, Any] = {"collapse": collapse, "normalizer": normalizer}
-    relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
+    relevant = count_kept(trace.relevant)
     trace.passes = steps + 1
     # Inside a circuit, all steps run under the same semantics, that of the masked network.
     scores = snip(trace if trace.masks is None else trace.masked(trace.relevant), **options)

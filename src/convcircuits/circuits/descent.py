@@ -24,6 +24,7 @@ from convcircuits.errors import ConvCircuitsError, option
 from convcircuits.network.batches import begin
 from convcircuits.network.masking import Masks
 from convcircuits.network.reach import Survey
+from convcircuits.values.tables import count_kept
 
 Score = Callable[[Trace], Mapping[str, Tensor]]
 
@@ -104,7 +105,7 @@ def descend(
         raise ConvCircuitsError(
             f"A descent refits kernels; choose {option('granularity', 'kernel')} or a criterion without refits."
         )
-    relevant = _count(trace.relevant)
+    relevant = count_kept(trace.relevant)
     last, wanted = sizes[-1], _wanted(trace, sizes)
     if start is None:
         start = first_share(trace, sizes)
@@ -126,15 +127,15 @@ def descend(
             begin(trace.progress, f"scoring {relevant:,} kernels")
             masks, saliency = None, in_order(first(trace), trace.relevant)
         else:
-            begin(trace.progress, f"scoring {_count(level.kernels):,} kernels")
+            begin(trace.progress, f"scoring {count_kept(level.kernels):,} kernels")
             masks = _masks(trace, level.kernels, level.gain, level.offset)
             saliency = in_order(score(trace.inside(masks, level.kernels, few)), level.kernels)
         kernels = stage.select(saliency, trace.subject.survey)
-        begin(trace.progress, f"refitting {_count(kernels):,} kernels")
+        begin(trace.progress, f"refitting {count_kept(kernels):,} kernels")
         bare = _masks(trace, kernels, {}, {})
         gain: dict[str, Tensor] = {}
         offset: dict[str, Tensor] = {}
-        is_model = trace.masks is None and _count(kernels) == relevant
+        is_model = trace.masks is None and count_kept(kernels) == relevant
         if stage != last or not is_model:  # if the model itself is asked for, a ridge would only move it
             gain, offset = fit(bare, before=masks, last=stage == last) if isinstance(fit, Learn) else fit(bare)
         if stage == last and isinstance(last, Drawable):
@@ -168,7 +169,7 @@ def _working(
 
 def first_share(trace: Trace, sizes: Sequence[Size]) -> float:
     """Return the default ``start`` of a descent: the share of the relevant kernels that its first circuit keeps."""
-    graph, relevant = trace.subject.survey.paths.graph, _count(trace.relevant)
+    graph, relevant = trace.subject.survey.paths.graph, count_kept(trace.relevant)
     calls = [node.call for node in graph.nodes if node.call is not None]
     depthwise = any(call.groups > 1 and call.weight.shape[1] == 1 for call in calls)
     return min(1.0, max(_START_DEPTHWISE if depthwise else _START, 2 * _wanted(trace, sizes)[0] / relevant))
@@ -179,7 +180,7 @@ def _wanted(trace: Trace, sizes: Sequence[Size]) -> list[int]:
     last, wanted = sizes[-1], [size.kernels for size in sizes if isinstance(size, Effective)]
     if isinstance(last, Drawable):
         room = sum(min(int(mask.sum()), last.filters * last.fan_in) for mask in trace.relevant.values())
-        wanted.append(max(room, round(_BEFORE_DRAWING * _count(trace.relevant))))
+        wanted.append(max(room, round(_BEFORE_DRAWING * count_kept(trace.relevant))))
     return wanted
 
 
@@ -217,7 +218,3 @@ def _masks(
     subject = trace.subject
     masks = Masks(kernels, gain, offset, constant=subject.survey.constant)
     return masks.to(subject.network.device, subject.network.dtype)
-
-
-def _count(kernels: Mapping[str, Tensor]) -> int:
-    return sum(int(mask.sum()) for mask in kernels.values())

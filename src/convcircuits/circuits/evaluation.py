@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from convcircuits.circuits.controls import random_like, treated_alike
+from convcircuits.circuits.control_circuits import random_like, treated_alike
 from convcircuits.circuits.moments import Averages, Census, Comparison
 from convcircuits.circuits.notes import notes
 from convcircuits.compiler.extraction import Sweep
@@ -24,6 +24,7 @@ from convcircuits.network.surroundings import outside_autocast
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature, at
 from convcircuits.values.report import WHERE, Evaluation
+from convcircuits.values.tables import count_kept
 from convcircuits.values.verdict import R2, decide
 
 ImageKey = tuple[tuple[int, ...], int]
@@ -359,8 +360,8 @@ def _evaluation(
         error=_ratio(own.error, own.size),
         error_at_max=_ratio(own.error_at_max, own.size_at_max),
         pearson_max=own.pearson(own.maxima),
-        kernels=sum(int(mask.sum()) for mask in kernels.values()),
-        effective_kernels=sum(int(mask.sum()) for mask in effective.values()),
+        kernels=count_kept(kernels),
+        effective_kernels=count_kept(effective),
         filters=sum(int(mask.any(1).sum()) for mask in kernels.values()),
         effective_filters=sum(int(mask.any(1).sum()) for mask in effective.values()),
         relevant=circuit.relevant,

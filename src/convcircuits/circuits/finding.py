@@ -40,7 +40,7 @@ from convcircuits.values.feature import Feature
 from convcircuits.values.granularity import check_granularity
 from convcircuits.values.recipe import default_criterion
 from convcircuits.values.scores import Scores
-from convcircuits.values.tables import LayerTable
+from convcircuits.values.tables import LayerTable, count_kept
 
 
 @outside_autocast
@@ -237,7 +237,7 @@ def find(
         )
     trace, batches, about = trace_of(model, feature, images, granularity, circuit, batch_size, seed, memory, progress)
     if needs_budget(function):
-        relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
+        relevant = count_kept(trace.relevant)
         saliency = function(trace, budget(relevant, density, kernels, granularity), **options)
     else:
         saliency = function(trace, **options)
@@ -348,7 +348,7 @@ def find_path(
     for size in wanted:
         budget(None, *size, granularity)
     trace, batches, about = trace_of(model, feature, images, granularity, circuit, batch_size, seed, MEMORY, progress)
-    relevant = sum(int(mask.sum()) for mask in trace.relevant.values())
+    relevant = count_kept(trace.relevant)
     counts = sorted({budget(relevant, *size, granularity) for size in wanted}, reverse=True)
     sizes: list[Size] = [shape] if shape else [Effective(count) for count in counts]
     asked, code = [dataclasses.asdict(size) for size in sizes], architecture_hash(model)
@@ -404,7 +404,7 @@ def _circuit(
     scores: Scores, masks: Mapping[str, Tensor], asked: Mapping[str, Any], *, effective: bool = False
 ) -> Circuit:
     """Return the circuit of some elements; ``effective`` says that only effective kernels were counted and kept."""
-    elements = sum(int(mask.sum()) for mask in masks.values())
+    elements = count_kept(masks)
     provenance = dict(scores.provenance) | {"elements": elements, "asked": dict(asked)}
     if effective:
         provenance["effective"] = True

@@ -18,6 +18,7 @@ from convcircuits.errors import ConvCircuitsError
 from convcircuits.frames import frame
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.feature import Feature
+from convcircuits.values.tables import count_kept
 
 if TYPE_CHECKING:
     import pandas
@@ -59,7 +60,7 @@ def agreement(ranking: Mapping[str, Tensor], truths: Sequence[Mapping[str, Tenso
     agreements = []
     for truth in truths:
         true = torch.cat([truth[layer][mask] for layer, mask in counted.items()])
-        size = sum(int(mask.sum()) for mask in truth.values())
+        size = count_kept(truth)
         if int(true.sum()) != size or not 0 < size < len(true):
             raise ConvCircuitsError(
                 f"A true circuit must have some of the {len(true):,} kernels that are ranked, but not all, and no "
@@ -215,7 +216,7 @@ def recover(
     """
     for name in criteria:
         criterion_named(name)  # before any work is done
-    sizes = [sum(int(mask.sum()) for mask in truth.values()) for truth in case.truths]
+    sizes = [count_kept(truth) for truth in case.truths]
     shared = {"batch_size": batch_size, "seed": seed, "memory": memory}
     rows = Recoveries()
     for name in criteria:

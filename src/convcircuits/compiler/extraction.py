@@ -26,6 +26,7 @@ from convcircuits.network.laws import checked
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.network.surroundings import outside_autocast
 from convcircuits.values.circuit import Circuit
+from convcircuits.values.tables import count_kept
 
 _AT_ONCE = 1 << 24
 """Bytes of the largest map of the images that a CPU's thread runs at once: larger ones are slow to allocate."""
@@ -195,7 +196,7 @@ class Sweep:
         """
         runs = [None, *self._runs(tuple(images.shape[1:]))]
         live = [n + 1 for n in written.alive]
-        whole = {0, min(live, key=lambda n: sum(int(mask.sum()) for mask in self.kept[n - 1].values()), default=0)}
+        whole = {0, min(live, key=lambda n: count_kept(self.kept[n - 1]), default=0)}
         crops = _crops(images)
         on_crops = None if crops is images else self._maps_on(written, crops)
         errors = []

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convcircuits.circuits import margin
-from convcircuits.circuits.controls import descent_of, random_like
+from convcircuits.circuits.control_circuits import descent_of, random_like
+from convcircuits.circuits.controls import controls as measure_controls
 from convcircuits.circuits.criteria import CRITERIA, DESCENTS
 from convcircuits.circuits.evaluation import evaluate_all
 from convcircuits.circuits.sizes import found_on
@@ -44,7 +44,7 @@ from convcircuits.values.controls import RIVALS, STRICTEST, Controls
 from convcircuits.values.feature import Feature
 from convcircuits.values.granularity import elements_with
 from convcircuits.values.report import Evaluation
-from convcircuits.values.tables import LayerTable
+from convcircuits.values.tables import LayerTable, count_kept
 from convcircuits.version import __version__
 from convcircuits.zoo.images import Crops
 
@@ -426,7 +426,7 @@ def measured(
     if beside is not None:
         _check_figures(beside, reports[0])
     elif asked and drawing.circuits[0].calibrated and fit is not None:
-        beside = margin.controls(
+        beside = measure_controls(
             model,
             drawing.circuits[0],
             held_out,
@@ -553,7 +553,7 @@ def _part(drawing: Drawing, n: int, edges: Sequence[int]) -> Circuit:
             circuit,
             elements=LayerTable(drawn),
             saliency=LayerTable(saliency),
-            relevant=sum(int(mask.sum()) for mask in relevant.values()),
+            relevant=count_kept(relevant),
             granularity="kernel",
         )
     elements = {

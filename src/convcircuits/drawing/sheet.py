@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convcircuits.circuits.controls import random_like, treated_alike
+from convcircuits.circuits.control_circuits import random_like, treated_alike
 from convcircuits.circuits.sizes import nested, smaller
 from convcircuits.compiler.layout import Layout, layout_of
 from convcircuits.drawing import data
@@ -23,6 +23,7 @@ from convcircuits.network.calls import ConvCall, KernelCall
 from convcircuits.network.masking import Masks, Subject
 from convcircuits.values.circuit import Circuit
 from convcircuits.values.granularity import masks_of
+from convcircuits.values.tables import count_kept
 from convcircuits.zoo.layers import aliases
 
 MOST_KERNELS = 250_000
@@ -103,13 +104,13 @@ def lay_out(
         subject.check(one)
     masks = [subject.masks(one, found.input_shape, effective=True) for _, one in laid]
     for (_, one), its in zip(laid, masks, strict=True):
-        effective = _count(its)
+        effective = count_kept(its.kernels)
         if effective > MOST_KERNELS:
             raise ConvCircuitsError(
                 f"{effective:,} kernels of the circuit lie on complete paths; at most {MOST_KERNELS:,} can be drawn. "
                 f"Prune it further, for example with {option('kernels', MOST_KERNELS * len(one) // effective)}."
             )
-    if not _count(masks[0]):
+    if not count_kept(masks[0].kernels):
         raise ConvCircuitsError(
             f"No kernel of the circuit lies on a complete path to {circuit.feature}, so there is nothing to draw; "
             "prune to a larger density."
@@ -122,7 +123,7 @@ def lay_out(
     beside += [("level", one) for one in levels]
     for role, one in beside:
         its = subject.masks(one, found.input_shape, effective=True)
-        if _count(its) or role == "control":
+        if count_kept(its.kernels) or role == "control":
             laid.append((role, one))
             masks.append(its)
     unmeasured = []
@@ -156,10 +157,6 @@ def lay_out(
         unmeasured=tuple(unmeasured),
         given=bool(path),
     )
-
-
-def _count(masks: Masks) -> int:
-    return sum(int(mask.sum()) for mask in masks.kernels.values())
 
 
 # ---------------------------------------- the document's tables
@@ -313,10 +310,10 @@ def variants_of(drawing: Drawing, called: Sequence[str]) -> tuple[data.Variant, 
                 saliency=_with_readout(drawing, g.saliency[n]),
                 rank=rank,
                 kernels=len(np.unique(rank[g.present[n] & weighted])),
-                effective=_count(drawing.masks[n]),
+                effective=count_kept(drawing.masks[n].kernels),
                 filters=sum(int(mask.any(1).sum()) for mask in drawing.masks[n].kernels.values()),
-                kept=sum(int(mask.sum()) for mask in kept.values()),
-                relevant=sum(int(mask.sum()) for mask in relevant.values()),
+                kept=count_kept(kept),
+                relevant=count_kept(relevant),
                 calibration=_calibration(drawing, circuit, measured=drawing.measured[n]),
                 nested=nested(circuit),
             )

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from convcircuits.circuits.asking import is_descent, options_again
-from convcircuits.circuits.controls import asked_of, treated_alike
+from convcircuits.circuits.control_circuits import asked_of, treated_alike
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.finding import find, find_path
 from convcircuits.errors import ConvCircuitsError

@@ -16,7 +16,7 @@ from convcircuits.values.feature import Feature
 from convcircuits.values.granularity import SHAPES, check_granularity, fits, of_kernels
 from convcircuits.values.origins import how_found
 from convcircuits.values.scores import SCORE_DTYPES
-from convcircuits.values.tables import LayerTable
+from convcircuits.values.tables import LayerTable, count_kept
 
 if TYPE_CHECKING:
     import networkx
@@ -157,13 +157,13 @@ class Circuit:
             feature,
             LayerTable(elements),
             LayerTable(saliency),
-            relevant=sum(int(r.sum()) for r in table.values()),
+            relevant=count_kept(table),
             provenance=provenance | {"granularity": granularity, "made_by": "from_masks"},
             granularity=granularity,
         )
 
     def __len__(self) -> int:
-        return sum(int(mask.sum()) for mask in self.elements.values())
+        return count_kept(self.elements)
 
     def __bool__(self) -> bool:
         return True  # an empty circuit is still a circuit; its size is len()

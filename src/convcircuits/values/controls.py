@@ -30,7 +30,7 @@ CHECKS = {
 }
 """What else is measured, in words."""
 
-STRICTEST = "the strictest control, what the same descent finds among shuffled kernels"
+STRICTEST = f"the strictest control, {RIVALS['refound']}"
 """The control that takes a descent, in words, for notes that it was not measured."""
 
 _NAMES = {"circuit": "the circuit", **RIVALS, **CHECKS}

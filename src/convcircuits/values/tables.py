@@ -19,6 +19,11 @@ def suggest(given: str, known: Iterable[str]) -> str:
     return f"Known names: {shown}." if known else "There are none."
 
 
+def count_kept(masks: Mapping[str, torch.Tensor]) -> int:
+    """Return how many elements the masks of all layers keep."""
+    return sum(int(mask.sum()) for mask in masks.values())
+
+
 class LayerTable(Mapping[str, torch.Tensor]):
     """Tensors by layer name, in execution order, on the CPU and detached. Items are returned as copies.
 
