@@ -349,7 +349,8 @@ def _trained(curves: dict[str, dict[Unit, Curve]]) -> str:
         return ""
     return (
         "## What training adds\n\nR2 inside / rectified, `progressive` to `learned`: the median over the units that "
-        "both were run on, where\nboth have circuits of that size. *Drawable*: the smallest circuits, of 12 filters a layer and 6 kernels a filter.\n\n"
+        "both were run on, where\nboth have circuits of that size. *Drawable*: the smallest circuits, of 12 filters a "
+        "layer and 6 kernels a filter.\n\n"
         + _table(["layer", "units", *(f"{x:.0%}" for x in SHARES), "drawable"], rows)
     )
 
