@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 
@@ -12,6 +13,7 @@ from torch import nn
 
 import convcircuits as cc
 from convcircuits.circuits import controls as measuring
+from convcircuits.circuits import learning
 from convcircuits.circuits.asking import options_again
 from convcircuits.circuits.control_circuits import random_like, redrawn, refound, relabelled_like
 from convcircuits.circuits.criteria import CRITERIA
@@ -132,28 +134,87 @@ def test_the_descent_repeated_in_the_model_itself_finds_the_circuit(criterion, s
     options = {"steps": 3, "final": 9} if criterion == "learned" else {}
     circuit = cc.find(made.model, made.feature, images, criterion=criterion, start=0.5, seed=2, **size, **options)
     subject = Subject.open(made.model, made.feature, (3, 32, 32))
+    copy = Subject.open(deepcopy(made.model), made.feature, (3, 32, 32))
     batches = Batches(images, device=torch.device("cpu"), dtype=torch.float32, batch_size=16)
-    assert refound(subject, circuit, batches, subject) == circuit
+    assert refound(subject, circuit, batches, copy) == circuit
     for how in ({"method": "filters"}, {"method": "kernels", "ridge": 0.5}):  # which the descent did not use
         again = cc.refit(made.model, circuit, images, **how)
-        assert refound(subject, again, batches, subject) == again
+        assert refound(subject, again, batches, copy) == again
     bare = replace(circuit, gain=LayerTable(), offset=LayerTable())
-    assert refound(subject, bare, batches, subject) == bare
+    assert refound(subject, bare, batches, copy) == bare
+
+
+@pytest.mark.parametrize("criterion", ["progressive", "learned"])
+@pytest.mark.parametrize("size", [{"kernels": [60, 40, 25]}, {"filters": 2, "fan_in": 2}])
+def test_a_descent_is_repeated_as_far_as_the_circuit(criterion, size, monkeypatch):
+    """Aimed at the same sizes, also those below the circuit's own; an earlier circuit took fewer steps, for one."""
+    monkeypatch.setattr(learning, "_HALF", math.inf)  # controls alone also begin elsewhere
+    made, images, _, _ = planted()
+    options = {"steps": 3, "final": 9, "tolerance": 0.0} if criterion == "learned" else {}
+    path = cc.find_path(made.model, made.feature, images, criterion=criterion, start=0.5, **size, **options)
+    subject = Subject.open(made.model, made.feature, (3, 32, 32))
+    copy = Subject.open(deepcopy(made.model), made.feature, (3, 32, 32))
+    batches = Batches(images, device=torch.device("cpu"), dtype=torch.float32, batch_size=16)
+    for circuit in (path[0], path[-3], path[-2], path[-1]):
+        assert refound(subject, circuit, batches, copy) == circuit
+
+
+SHIFTED = [
+    ("residual", "block2.conv2:3"),
+    ("residual", "head:0@max"),
+    ("plain", "features.3:1,3"),
+    ("mobile", "head:1"),
+]
+
+
+@pytest.mark.parametrize("criterion", ["progressive", "learned"])
+@pytest.mark.parametrize(("name", "feature"), SHIFTED)
+@pytest.mark.parametrize("size", [{"density": 0.3}, {"filters": 2, "fan_in": 2}])
+def test_biases_of_another_model_do_not_matter_to_a_descent_in_it(name, feature, size, criterion, monkeypatch):
+    """A descent from all kernels fits offsets, which make up for any bias: every step is aimed at the first model."""
+    monkeypatch.setattr(learning, "_HALF", math.inf)  # controls alone also begin elsewhere
+    case, feature = NETS[name], cc.Feature.parse(feature)
+    model, images = case.build(), case.images(24)
+    options = {"steps": 4, "final": 10, "polish": 3, "tolerance": 0.0} if criterion == "learned" else {}
+    circuit = cc.find(model, feature, images, criterion=criterion, start=1.0, **size, **options)
+    subject, shifted = Subject.open(model, feature, case.input_shape), deepcopy(model)
+    generator, shifts = torch.Generator().manual_seed(5), {}
+    for layer in subject.survey.kernels:
+        one = shifted.get_submodule(layer)
+        shifts[layer] = torch.randn(len(one.weight), generator=generator, dtype=torch.float64)
+        one.bias = nn.Parameter(shifts[layer] + (0 if one.bias is None else one.bias.data))
+    other = Subject.open(shifted, feature, case.input_shape)
+    batches = Batches(images, device=torch.device("cpu"), dtype=torch.float64, batch_size=16)
+    again = refound(subject, circuit, batches, other)
+    assert again.elements == circuit.elements
+    for layer, kept in circuit.elements.items():
+        if kept.any():
+            torch.testing.assert_close(again.gain[layer][kept], circuit.gain[layer][kept], rtol=1e-7, atol=1e-9)
+            made_up = (again.offset[layer] + shifts[layer])[kept.any(1)]
+            torch.testing.assert_close(made_up, circuit.offset[layer][kept.any(1)], rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("criterion", ["progressive", "learned"])
 def test_a_descent_is_repeated_with_the_defaults_of_its_time(criterion):
-    """A file says them, but for `positive` if it is from before that option, when gains had any sign."""
+    """A file says them, but for options that are younger: gains had any sign, and there was no polish."""
     made, images, _, _ = planted()
     options = {"steps": 3, "final": 9} if criterion == "learned" else {}
     of_its_time = {"positive": False, "ridge": 0.5}
+    later = {"positive": False}
+    if criterion == "learned":
+        of_its_time |= {"polish": 0, "tolerance": 0.1, "rate": 0.03}
+        later |= {"polish": 0, "tolerance": 0.1}
     given = {"criterion": criterion, "start": 0.5, "kernels": 25, **options}
     circuit = cc.find(made.model, made.feature, images, **given, **of_its_time)
     said = {**circuit.provenance, "options": {"start": 0.5, **options}}
     for name in ("schedule", "calibration"):
-        said[name] = {key: value for key, value in said[name].items() if key != "positive"}
+        said[name] = {key: value for key, value in said[name].items() if key not in later}
+    if criterion == "learned":  # tolerance and rate were said there only
+        del said["schedule"]["rate"]
+        trained = said["calibration"]["trained"]
+        said["calibration"]["trained"] = {key: value for key, value in trained.items() if key != "polish"}
     old = replace(circuit, provenance=said)
-    again = {"start": 0.5, "ridge": 0.5, **options} | ({"positive": False} if criterion == "learned" else {})
+    again = {"start": 0.5, "ridge": 0.5, **options} | (of_its_time if criterion == "learned" else {})
     assert options_again(CRITERIA[criterion], old.provenance) == again
     subject = Subject.open(made.model, made.feature, (3, 32, 32))
     batches = Batches(images, device=torch.device("cpu"), dtype=torch.float32, batch_size=16)
@@ -275,7 +336,21 @@ def test_controls_that_cannot_be_made_are_left_out_and_noted():
     circuit = cc.find(model, cc.Feature("head", 1), images, criterion="snip", density=0.5)
     report = cc.controls(model, circuit, held_out, fit=images)
     assert "redrawn" not in {row.name for row in report.controls}
-    assert any(note.startswith("The circuit is not compared with the same graph of other") for note in report.notes)
+    beginning = "The circuit is not compared with the same graph of other weights"
+    assert any(note.startswith(f"{beginning}. The weights of conv are computed") for note in report.notes)
+    circuit = cc.find(model, cc.Feature("head", 1), images, density=0.5)
+    report = cc.controls(model, circuit, held_out, fit=images, draws=1, descents=1)
+    assert "refound" not in {row.name for row in report.controls}
+    assert any(note.startswith(f"{beginning}, nor with {RIVALS['refound']}. The weights") for note in report.notes)
+
+
+def test_controls_that_are_fitted_on_other_images_than_the_circuit_are_noted():
+    made, _, held_out, circuit = planted()
+    note = (
+        "The circuit was found on 24 images, and the controls were fitted on 9 others, so they are not treated alike."
+    )
+    assert note in cc.controls(made.model, circuit, held_out, fit=planted_images(9, seed=4), draws=1).notes
+    assert not any("not treated alike" in one for one in planted_report().notes)
 
 
 @pytest.mark.parametrize("granularity", ["filter", "weight"])

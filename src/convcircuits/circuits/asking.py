@@ -16,6 +16,9 @@ from convcircuits.values.circuit import Circuit
 from convcircuits.values.drawable import FAN_IN, FILTERS
 from convcircuits.values.tables import suggest
 
+_FORMER = {"positive": False, "polish": 0, "tolerance": 0.1}
+"""Defaults of descents when files did not say these options yet."""
+
 
 def criterion_named(criterion: str | Criterion) -> Criterion:
     """Return a criterion by its name in ``CRITERIA``; a function is one already.
@@ -188,7 +191,8 @@ def options_again(function: Criterion, provenance: Mapping[str, Any]) -> dict[st
     defaults, given = _defaults(function), dict(provenance.get("options", {}))
     if "schedule" not in provenance:
         return given
-    then = {"positive": False, **provenance["schedule"]}  # which older files do not say
+    trained = provenance.get("calibration", {}).get("trained", {})
+    then = {**_FORMER, **trained, **provenance["schedule"]}
     known = {name: value for name, value in then.items() if name in defaults and name != "start"}
     return {name: value for name, value in known.items() if value != as_json(defaults[name])} | given
 

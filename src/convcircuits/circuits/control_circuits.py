@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from convcircuits.circuits.asking import is_descent, options_again
-from convcircuits.circuits.budgets import Drawable, Effective
+from convcircuits.circuits.budgets import Drawable, Effective, Size
 from convcircuits.circuits.criteria import CRITERIA, Criterion, drawn_like
 from convcircuits.circuits.learning import Learn, Training
 from convcircuits.circuits.ranking import in_order, top
@@ -99,7 +99,8 @@ def redrawn(subject: Subject, *, whole: bool = False, seed: int = 0) -> Subject:
             raise ConvCircuitsError(
                 f"The weights of {layer} are computed while the model runs, so they cannot be drawn again."
             )
-        parts = weight.data.flatten(0, 1) if whole else weight.data.flatten()
+        # A kernel of a linear layer that reads flattened maps is a weight for each position.
+        parts = weight.data.reshape(subject.survey.kernels[layer].numel() if whole else weight.numel(), -1)
         order = torch.randperm(len(parts), generator=generator).to(weight.device)
         weight.data = parts[order].reshape(weight.shape)
     return Subject.open(copied, subject.feature, subject.survey.input_shape)
@@ -109,7 +110,7 @@ def descent_of(circuit: Circuit) -> Criterion | None:
     """Return the criterion by whose descent from the full model a circuit was found; None if it was not."""
     said = circuit.provenance
     criterion = CRITERIA.get(str(said.get("criterion")))
-    if criterion is None or not is_descent(criterion) or "inside" in said or "schedule" not in said:
+    if criterion is None or not is_descent(criterion) or "inside" in said or not {"schedule", "path"} <= said.keys():
         return None
     return criterion if said["elements"] == len(circuit) else None  # elements may have been changed by hand
 
@@ -120,7 +121,7 @@ def refound(
     """Find a circuit in another model as one was found in its own: by the whole descent, aimed at the same map.
 
     Kernels are scored and cut in the other model, and fitted and trained to the layers and the map of the circuit's.
-    It is the last one of its descent, which trains longest, also if the circuit is an earlier one.
+    The descent is aimed at the same sizes and ends at the circuit's own, also if the circuit is an earlier one.
 
     Args:
         subject: The model that the circuit belongs to.
@@ -131,7 +132,7 @@ def refound(
     """
     said, descent = circuit.provenance, descent_of(circuit)
     assert descent is not None
-    asked, options = said["asked"], options_again(descent, said) | {"start": said["schedule"]["start"]}
+    options = options_again(descent, said) | {"start": said["schedule"]["start"]}
     trace = Trace(
         model,
         batches,
@@ -141,8 +142,8 @@ def refound(
         progress=progress,
         target=subject,
     )
-    size = Drawable(**asked) if "fan_in" in asked else Effective(asked["kernels"])
-    *_, level = descent(trace, [size], **options)
+    asked, sizes = _size(said["asked"]), [_size(one) for one in said["path"]["asked"]]
+    level = next(level for level in descent(trace, sizes, **options) if _within(level.size, asked))
     found = replace(
         circuit,
         elements=LayerTable(level.kernels),
@@ -155,6 +156,17 @@ def refound(
     return fitted(model, found, fit_of(model, circuit, batches, target=subject, progress=progress))
 
 
+def _size(asked: Mapping[str, int]) -> Size:
+    return Drawable(asked["filters"], asked["fan_in"]) if "fan_in" in asked else Effective(asked["kernels"])
+
+
+def _within(size: Size, other: Size) -> bool:
+    """Return whether a circuit of a size has another one, too; limits on the way depend on the circuits."""
+    if isinstance(size, Drawable) and isinstance(other, Drawable):
+        return size.filters <= other.filters and size.fan_in <= other.fan_in
+    return size == other
+
+
 def asked_of(circuit: Circuit) -> dict[str, Any]:
     """Return how a circuit's constants were asked to be fitted, on whatever images; nothing without a calibration."""
     return _asked(circuit.provenance.get("calibration", {})) if circuit.calibrated else {}
@@ -162,6 +174,7 @@ def asked_of(circuit: Circuit) -> dict[str, Any]:
 
 def _asked(calibration: Mapping[str, Any]) -> dict[str, Any]:
     trained = {key: value for key, value in calibration.get("trained", {}).items() if key not in ("images", "starts")}
+    trained = {"polish": 0} | trained if trained else {}
     asked = {key: value for key, value in calibration.items() if key != "images"}
     return {"positive": False} | asked | {"trained": trained}
 

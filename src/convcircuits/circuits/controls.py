@@ -189,7 +189,8 @@ class _Made:
             models = [redrawn(subject, seed=seed + n) for n in range(draws)]
             rewired = [redrawn(subject, whole=True, seed=seed + n) for n in range(descents)]
         except ConvCircuitsError as problem:
-            self.notes.append(f"The circuit is not compared with the same graph of other weights. {problem}")
+            other = f", nor with {RIVALS['refound']}" * bool(descents)
+            self.notes.append(f"The circuit is not compared with the same graph of other weights{other}. {problem}")
             return
         for model in models:
             begin(progress, "fitting a control: redrawn")
@@ -335,6 +336,12 @@ def _report(
     notes = [*made.notes]
     if provenance["images"] == provenance["fitted_on"]:
         notes.append("Measured on the same images that the controls were fitted on; on others, the margin may be less.")
+    found_on = circuit.provenance.get("images", provenance["fitted_on"])
+    if found_on != provenance["fitted_on"]:
+        notes.append(
+            f"The circuit was found on {found_on['count']} images, and the controls were fitted on "
+            f"{provenance['fitted_on']['count']} others, so they are not treated alike."
+        )
     if len(crops) < count:
         notes.append(
             f"The {count} images are crops of {len(crops)} photographs, and the noise is of resampled photographs."
