@@ -174,12 +174,14 @@ def test_a_refit_is_repeated_whatever_finds_the_circuit(found_by):
     assert again.provenance["calibration"]["method"] == "filters"
 
 
-def test_a_path_is_found_again_from_where_it_began():
+@pytest.mark.parametrize("size", [{"kernels": 25}, {"kernels": [60, 40, 25]}, {"filters": 2, "fan_in": 2}], ids=str)
+def test_a_path_is_found_again_from_where_it_began_to_where_it_was(size):
     made, images = plant(0, channels=10, depth=3, live=3, pairs=1, constants=2), planted_images(24)
-    path = cc.find_path(made.model, made.feature, images, kernels=25)
-    again = found_again(made.model, path, images)
-    assert again == path[-1]
-    assert again.provenance["schedule"] == path[-1].provenance["schedule"]
+    path = cc.find_path(made.model, made.feature, images, **size)
+    for end in (1, -2, -1, None):
+        again = found_again(made.model, path[:end], images)
+        assert again == path[:end][-1]
+        assert again.provenance["schedule"] == path[:end][-1].provenance["schedule"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from convcircuits.circuits.budgets import Drawable, Size
+from convcircuits.circuits.budgets import Drawable, Effective, Size
 from convcircuits.circuits.criteria import CRITERIA, DESCENTS, Criterion
 from convcircuits.errors import ConvCircuitsError, option, whole_number
 from convcircuits.values.circuit import Circuit
@@ -200,6 +200,11 @@ def options_again(function: Criterion, provenance: Mapping[str, Any]) -> dict[st
 def _defaults(function: Criterion) -> dict[str, Any]:
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def size_asked(asked: Mapping[str, Any]) -> Size:
+    """Return the size that a descent was asked for, from ``asked_for``."""
+    return Drawable(asked["filters"], asked["fan_in"]) if "fan_in" in asked else Effective(asked["kernels"])
 
 
 def asked_for(size: Size, density: float | None) -> dict[str, Any]:

@@ -40,6 +40,10 @@ class Effective:
         """Select kernels as ``effective_top`` does."""
         return effective_top(saliency, self.kernels, survey.inside)
 
+    def within(self, other: "Size") -> bool:
+        """Return whether this is the other size."""
+        return self == other
+
 
 @dataclass(frozen=True)
 class Drawable:
@@ -51,6 +55,10 @@ class Drawable:
     def select(self, saliency: Kernels, survey: Survey) -> dict[str, Tensor]:
         """Select kernels as ``drawable_top`` does."""
         return drawable_top(saliency, self.filters, self.fan_in, survey.inside, survey.read)
+
+    def within(self, other: "Size") -> bool:
+        """Return whether no limit is above the other's; those on the way of a descent depend on its circuits."""
+        return isinstance(other, Drawable) and self.filters <= other.filters and self.fan_in <= other.fan_in
 
 
 Size = Effective | Drawable

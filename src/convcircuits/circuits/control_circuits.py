@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from convcircuits.circuits.asking import is_descent, options_again
-from convcircuits.circuits.budgets import Drawable, Effective, Size
+from convcircuits.circuits.asking import is_descent, options_again, size_asked
 from convcircuits.circuits.criteria import CRITERIA, Criterion, drawn_like
 from convcircuits.circuits.learning import Learn, Training
 from convcircuits.circuits.ranking import in_order, top
@@ -142,8 +141,8 @@ def refound(
         progress=progress,
         target=subject,
     )
-    asked, sizes = _size(said["asked"]), [_size(one) for one in said["path"]["asked"]]
-    level = next(level for level in descent(trace, sizes, **options) if _within(level.size, asked))
+    size, sizes = size_asked(said["asked"]), [size_asked(one) for one in said["path"]["asked"]]
+    level = next(level for level in descent(trace, sizes, **options) if level.size.within(size))
     found = replace(
         circuit,
         elements=LayerTable(level.kernels),
@@ -154,17 +153,6 @@ def refound(
         return found
     # The circuit was fitted anew after its descent, and so is this one.
     return fitted(model, found, fit_of(model, circuit, batches, target=subject, progress=progress))
-
-
-def _size(asked: Mapping[str, int]) -> Size:
-    return Drawable(asked["filters"], asked["fan_in"]) if "fan_in" in asked else Effective(asked["kernels"])
-
-
-def _within(size: Size, other: Size) -> bool:
-    """Return whether a circuit of a size has another one, too; limits on the way depend on the circuits."""
-    if isinstance(size, Drawable) and isinstance(other, Drawable):
-        return size.filters <= other.filters and size.fan_in <= other.fan_in
-    return size == other
 
 
 def asked_of(circuit: Circuit) -> dict[str, Any]:

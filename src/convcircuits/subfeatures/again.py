@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from convcircuits.circuits.asking import is_descent, options_again
+from convcircuits.circuits.asking import is_descent, options_again, size_asked
 from convcircuits.circuits.control_circuits import asked_of, treated_alike
 from convcircuits.circuits.criteria import CRITERIA
 from convcircuits.circuits.finding import find, find_path
@@ -45,15 +45,8 @@ def found_again(
     chosen |= {"batch_size": batch_size, "granularity": circuits[0].granularity, "progress": progress}
     *_, last = circuits
     chosen |= options_again(criterion, last.provenance)
-    if is_descent(criterion):  # whose default depends on the sizes that are given
-        chosen["start"] = last.provenance["schedule"]["start"]
-    asked = last.provenance["asked"]
-    if is_descent(criterion) and "kernels" not in asked:
-        found = find(model, feature, images, filters=asked["filters"], fan_in=asked["fan_in"], **chosen)
-    elif is_descent(criterion):
-        every = [one.provenance["asked"] for one in circuits]  # a descent stops at each of these sizes on its way
-        sizes = [one["kernels"] for one in every if "kernels" in one]
-        *_, found = find_path(model, feature, images, kernels=sizes, **chosen)
+    if is_descent(criterion):
+        found = _descended(model, last, images, **chosen)
     else:
         effective = last.provenance.get("effective")
         found = find(model, feature, images, kernels=len(last), effective=effective, **chosen)
@@ -64,6 +57,16 @@ def found_again(
     network = subject.network
     batches = Batches(images, device=network.device, dtype=network.dtype, batch_size=batch_size)
     return treated_alike(subject, found, last, batches, progress=progress)
+
+
+def _descended(model: nn.Module, circuit: Circuit, images: Images, **chosen: Any) -> Circuit:
+    """Return the circuit of the same size of a descent that is aimed at the same sizes."""
+    said = circuit.provenance
+    asked, start = said["path"]["asked"], said["schedule"]["start"]  # whose default depends on the sizes
+    size = {"kernels": [one["kernels"] for one in asked]} if "kernels" in asked[0] else asked[0]
+    path = find_path(model, circuit.feature, images, **size, **{**chosen, "start": start})
+    own = size_asked(said["asked"])
+    return next(one for one in path if size_asked(one.provenance["asked"]).within(own))
 
 
 def _way(circuits: Sequence[Circuit]) -> dict[str, Any]:
