@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convcircuits.values.controls import margins
-
 TIMES = 500
 """Number of draws of units and photographs."""
 INSIDE, RECTIFIED = 1, 2
@@ -107,8 +105,9 @@ _UNPOLISHED = (
     "*Unpolished*: older records of circuits without the iterations of L-BFGS with which `learned` ends now.\n"
 )
 
-_OF_REFITTED = (
-    "*~*: noise of older records, of the refitted circuit's difference from the one found alike, and so the verdict.\n"
+_UNDECIDED = (
+    "*Not decided*: of older records, whose strictest control was too weak and was taken out; the noise of their margins\n"
+    "over the others is not known.\n"
 )
 _ANY_SIGN = "*Any sign*: older records of trained circuits, in which gains could be below 0.\n"
 
@@ -362,10 +361,6 @@ class Drawn:
     Attributes:
         record: The record of the descent.
         controls: Name -> the figures of the control.
-        margin: As it is recorded, or, for older records, as it is measured now.
-        noise: The noise of the margin.
-        verdict: Whether the circuit was found.
-        of_refitted: Whether the noise is of the difference that older records' margins were of.
         stale: Whether controls were trained from their refits alone, as those of older records were.
         unpolished: Whether the circuit was trained without L-BFGS, as those of older records were.
         any_sign: Whether gains of a trained circuit could be below 0, as in older records.
@@ -373,10 +368,6 @@ class Drawn:
 
     record: dict[str, Any]
     controls: dict[str, dict[str, Any]]
-    margin: float | None
-    noise: float | None
-    verdict: str
-    of_refitted: bool
     stale: bool
     unpolished: bool
     any_sign: bool
@@ -388,17 +379,9 @@ class Drawn:
         controls = {one["name"]: one for one in report["controls"]}
         treated = report["provenance"].get("treated") or {}
         made = (report["provenance"].get("circuit") or {}).get("calibration", {})
-        inside = {name: one["r2_interior"] for name, one in (controls | {"circuit": report["circuit"]}).items()}
-        over = margins({name: math.nan if one is None else one for name, one in inside.items()})
-        margin, noise, (_, again) = report["margin"], report["noise"], next(iter(over.values()))
-        of_refitted = margin is not None and noise is not None and again > margin + 1e-9
         return cls(
             record,
             controls,
-            again if of_refitted else margin,
-            noise,
-            ("found" if again > noise else "not found") if of_refitted else report["verdict"],
-            of_refitted,
             stale=learned and "starts" not in treated.get("trained", {}),
             unpolished=learned and not made.get("trained", {}).get("polish"),
             any_sign=learned and not made.get("positive"),
@@ -409,6 +392,18 @@ class Drawn:
         """The figures of the circuit."""
         figures: dict[str, Any] = self.record["controls"]["circuit"]
         return figures
+
+    @property
+    def margin(self) -> float | None:
+        """The least of its margins over the controls."""
+        margin: float | None = self.record["controls"]["margin"]
+        return margin
+
+    @property
+    def verdict(self) -> str:
+        """Whether it was found."""
+        verdict: str = self.record["controls"]["verdict"]
+        return verdict
 
     @property
     def kernels(self) -> int:
@@ -431,7 +426,7 @@ class Drawn:
             _figure(circuit["r2"]),
             _figure(circuit["r2_rectified"]),
             *(inside.get(name, "-") for name in rivals),
-            f"{_figure(self.margin)} ({'~' * self.of_refitted}{_figure(self.noise)})",
+            f"{_figure(self.margin)} ({_figure(self.record['controls']['noise'])})",
             f"({self.verdict})" if self.stale else self.verdict,
             " / ".join(inside.get(name, "-") for name in ("without_circuit", "without_random")),
         ]
@@ -445,7 +440,7 @@ def _drawable(records: Sequence[dict[str, Any]]) -> str:
         _STALE: any(one.stale for one in drawn),
         _UNPOLISHED: any(one.unpolished for one in drawn),
         _ANY_SIGN: any(one.any_sign for one in drawn),
-        _OF_REFITTED: any(one.of_refitted for one in drawn),
+        _UNDECIDED: any(one.verdict == "not decided" for one in drawn),
     }
     heads = "unit,run,kernels,constants,inside,all,rectified,relabelled,redrawn,found alike,random,refitted,average map"
     heads += ",margin (noise),verdict,removed"
@@ -485,7 +480,8 @@ def _in_short(drawn: Sequence[Drawn]) -> str:
 
 def _count(drawn: Sequence[Drawn], *, strict: bool) -> str:
     """Return how many of the circuits with the strictest control, or of those without it, were found."""
-    some = [one for one in drawn if ("refound" in one.controls) == strict]
+    decided = [one for one in drawn if one.verdict != "not decided"]
+    some = [one for one in decided if ("refound" in one.controls) == strict]
     return f"{sum(one.verdict == 'found' for one in some)} of {len(some)}" if some else "-"
 
 

@@ -155,29 +155,29 @@ def test_the_papers_protocol_measures_every_criterion_at_every_density(monkeypat
             assert found["figures"][name][n] == pytest.approx([r, r2], rel=1e-6)
 
 
-def drawable(run, controls, margin, provenance, draws=1):
-    """Return the table of one circuit of R2 .7 inside, whose record says that its margin has a noise of .1."""
+def drawable(run, controls, margin, provenance, draws=1, noise=0.1, verdict="found"):
+    """Return the table of one circuit of R2 .7 inside."""
     figures = {name: {"name": name, "r2": 0.7, "r2_interior": r2, "r2_rectified": 0.5} for name, r2 in controls.items()}
     for one in figures.values():
         one["draws"] = [one["r2_interior"]] * draws
     circuit = {"r2": 0.7, "r2_interior": 0.7, "r2_rectified": 0.5}
-    report = {"circuit": circuit, "controls": [*figures.values()], "margin": margin, "noise": 0.1, "verdict": "found"}
+    report = {"circuit": circuit, "controls": [*figures.values()], "margin": margin, "noise": noise, "verdict": verdict}
     row = {"kernels": 5, "relevant": 100, "constants": 9}
     unit = {"net": "net", "layer": "layer", "unit": {"unit": 3}, "run": run, "rows": [row]}
     return page._drawable([unit | {"controls": report | {"provenance": provenance}}])
 
 
-def test_margins_of_older_records_are_over_what_was_treated_alike():
+def test_each_circuit_has_a_row_of_its_controls():
     made = {"treated": {"trained": {"starts": ["refit", "moments"]}}}
-    said = drawable("learned", {"relabelled": 0.3, "refound": 0.5, "refitted": 0.65, "average_map": 0.0}, 0.15, made)
-    assert "| .20 (~.10) | found |" in said
-    assert "*~*: noise of older records" in said
-    said = drawable("learned", {"relabelled": 0.6, "refound": 0.5, "refitted": 0.65, "average_map": 0.0}, 0.05, made)
-    assert "| .05 (.10) | found |" in said  # as it is recorded
-    assert "~" not in said
-    assert "| .50 |" in said
+    said = drawable("learned", {"relabelled": 0.3, "refound": 0.5, "refitted": 0.65, "average_map": 0.0}, 0.2, made)
+    assert "| .30 | - | .50 | - | .65 | .00 | .20 (.10) | found |" in said
+    assert "*Not decided*" not in said
     assert "| .50 (3) |" in drawable("learned", {"refound": 0.5, "refitted": 0.65}, 0.2, made, draws=3)
     assert "| - (.10) | found |" in drawable("learned", {"relabelled": None, "refitted": 0.65}, None, made)
+    said = drawable("learned", {"relabelled": 0.3}, 0.4, made, noise=None, verdict="not decided")
+    assert "| .40 (-) | not decided |" in said
+    assert "*Not decided*" in said
+    assert "| - | - |" in said  # of those in short that were decided
 
 
 def test_drawable_circuits_are_also_told_in_short():
