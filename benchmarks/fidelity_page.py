@@ -106,7 +106,7 @@ _UNPOLISHED = (
 )
 
 _UNDECIDED = (
-    "*Not decided*: of older records, whose strictest control was too weak and was taken out; the noise of their margins\n"
+    "*Not decided*: older records, whose strictest control was too weak and was taken out; the noise of their margins\n"
     "over the others is not known.\n"
 )
 _ANY_SIGN = "*Any sign*: older records of trained circuits, in which gains could be below 0.\n"
