@@ -1348,9 +1348,6 @@ test("the caption says whether a fitted circuit was found or made by its constan
   assert.doesNotMatch(say(), /No controls|refitted, reaches/);
   assert.equal(say().split("a random circuit of equal size").length - 1, 2); // as a control, and for the drawn part
   holds(say({ compare: 1 }), ` "circuit" was found: ${shown} `);
-  const strict = { name: "refound", r2: 0.1, r2Interior: 0.1, r2Rectified: null } as const;
-  circuit!.fidelity!.controls = { ...controls("found"), rivals: [...controls("found").rivals, strict] };
-  holds(say(), ` fitted on 9 images. The circuit was found, not made by its constants: ${shown} `);
   circuit!.fidelity!.controls = { ...controls("found"), unmeasured: "the strictest control" };
   holds(say(), ` fitted on 9 images. The circuit was found: ${shown} Not measured: the strictest control. `);
   circuit!.fidelity!.controls = controls("found", "redrawn");

@@ -93,10 +93,9 @@ function beside(subject: string, { role, calibration, fidelity }: Variant): stri
     return calibration && role !== "control"
       ? " No controls were fitted, so whether its constants made it is not known."
       : "";
-  const { sentence, unmeasured, rivals } = fidelity.controls;
-  const strict = rivals.some(({ name }) => name === "refound");
+  const { sentence, unmeasured } = fidelity.controls;
   const found = {
-    found: `${subject} was found${calibration && strict ? ", not made by its constants" : ""}`,
+    found: `${subject} was found`,
     "not found": `${subject} was not found`,
     "not decided": `whether ${subject} was found${calibration ? ", or made by its constants," : ""} is not decided`,
   }[fidelity.controls.verdict];
