@@ -55,12 +55,14 @@ HEAD = f"""# Gallery
 Each circuit but those of the last unit is small enough to be drawn whole. `learned` finds it with `drawable=True` on
 {FOUND_ON} crops of photographs of the game [GCompris](howto/images.md), and it is measured on {HELD_OUT} crops of
 photographs of other subjects, beside [controls](method.md#found-or-made-by-constants), each drawn once. The strictest
-is among them: what the same descent, aimed at the same map, finds among shuffled kernels. The pictures of its filters
-are parts of the built-in photographs. [How to read them](diagram.md#how-to-read-it) explains the pictures. An
-*isolated* picture lights the paths that carry 80 % of the drawn flow through one filter. The page of a network of more
-than {figure.MOST_COLUMNS} columns, here of MobileNetV2, opens with all blocks but the target's collapsed, and its
-caption counts what is drawn then; the circuit is drawn whole once they are opened. `make gallery` writes the
-interactive pages to `gallery-output/`, with pictures in light and dark colors and two widths.
+is among them, a circuit found alike among shuffled kernels. **Where that one comes close, as in all but conv3_3, the
+circuit reproduces its unit, but hardly says which kernels compute it**; `progressive`, which trains nothing, [is harder
+to imitate](benchmarks/fidelity.md#found-or-made-by-its-constants). The pictures of its filters are parts of the
+built-in photographs. [How to read them](diagram.md#how-to-read-it) explains the pictures. An *isolated* picture lights
+the paths that carry 80 % of the drawn flow through one filter. The page of a network of more than {figure.MOST_COLUMNS}
+columns, here of MobileNetV2, opens with all blocks but the target's collapsed, and its caption counts what is drawn
+then; the circuit is drawn whole once they are opened. `make gallery` writes the interactive pages to `gallery-output/`,
+with pictures in light and dark colors and two widths.
 
 A fixed rule (`convcircuits.maps.units`), which looks at no circuit, chooses the unit of each layer on the
 training photographs. It chooses the unit whose rectified map varies most inside, among the units that meet three
