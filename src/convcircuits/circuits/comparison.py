@@ -170,6 +170,7 @@ def circuits_at(
     densities: Sequence[float],
     *,
     criterion: str,
+    memory: int = MEMORY,
     done: Callable[[], None] = lambda: None,
     **chosen: Any,
 ) -> list[Circuit]:
@@ -181,6 +182,7 @@ def circuits_at(
         images: The images that circuits are found on.
         densities: Shares of the relevant kernels.
         criterion: Name in ``CRITERIA``.
+        memory: As for ``find``.
         done: Called after scoring, after a descent, or after each circuit that is found anew.
         **chosen: As for ``find``, options of the criterion too.
 
@@ -196,6 +198,7 @@ def circuits_at(
         done()
         by_size = {circuit.provenance["asked"]["kernels"]: circuit for circuit in path}
         return [by_size[budget(path[0].relevant, density, None, "kernel")] for density in densities]
+    chosen["memory"] = memory  # which a descent does without
     if _anew(criterion):
         circuits = []
         for density in densities:

@@ -217,10 +217,10 @@ def recover(
     for name in criteria:
         criterion_named(name)  # before any work is done
     sizes = [count_kept(truth) for truth in case.truths]
-    shared = {"batch_size": batch_size, "seed": seed, "memory": memory}
+    shared = {"batch_size": batch_size, "seed": seed}
     rows = Recoveries()
     for name in criteria:
-        ranking = _ranking(case, name, min(sizes), **shared, **(options or {}).get(name, {}))
+        ranking = _ranking(case, name, min(sizes), memory, **shared, **(options or {}).get(name, {}))
         relevant = sum(int((~values.isnan()).sum()) for values in ranking.values())
         figures = asdict(agreement(ranking, case.truths))
         about = {"net": case.net, "seed": case.seed, "criterion": name, "kernels": sizes[0], "relevant": relevant}
@@ -228,7 +228,7 @@ def recover(
     return rows
 
 
-def _ranking(case: Case, criterion: str, kernels: int, **options: Any) -> Mapping[str, Tensor]:
+def _ranking(case: Case, criterion: str, kernels: int, memory: int, **options: Any) -> Mapping[str, Tensor]:
     """Rank kernels by a criterion, which is told a number of kernels if it needs one."""
     function, given = criterion_named(criterion), (case.model, case.feature, case.images)
     if function is layer_random and "like" not in options:
@@ -238,8 +238,8 @@ def _ranking(case: Case, criterion: str, kernels: int, **options: Any) -> Mappin
     if is_descent(function):
         return removal_order(find_path(*given, criterion=criterion, kernels=kernels, **options))
     if needs_budget(function):
-        return find(*given, criterion=criterion, kernels=kernels, **options).saliency
-    return score(*given, criterion=criterion, **options).elements
+        return find(*given, criterion=criterion, kernels=kernels, memory=memory, **options).saliency
+    return score(*given, criterion=criterion, memory=memory, **options).elements
 
 
 def _spread(values: Sequence[float]) -> str:
