@@ -1,6 +1,6 @@
 """Make the gallery: pages of circuits of three networks, their screenshots, and docs/gallery.md.
 
-    make gallery                                  # everything: about half an hour on two cores
+    make gallery                                  # everything: about two hours of a core
     python docs/gallery.py conv3_3 --images ...   # only entries whose name contains the word
     python docs/gallery.py conv3_3 --figure dark  # only figures of these whose name contains "dark"
     python docs/gallery.py --reuse                # take screenshots of existing pages; draw only missing ones

@@ -157,6 +157,9 @@ def test_a_descent_is_repeated_as_far_as_the_circuit(criterion, size, monkeypatc
     batches = Batches(images, device=torch.device("cpu"), dtype=torch.float32, batch_size=16)
     for circuit in (path[0], path[-3], path[-2], path[-1]):
         assert refound(subject, circuit, batches, copy) == circuit
+    edited = replace(path[-1], provenance={**path[-1].provenance, "asked": {"kernels": 1}})
+    with pytest.raises(cc.ConvCircuitsError, match="it does not pass through the size that its file says"):
+        refound(subject, edited, batches, copy)
 
 
 SHIFTED = [
@@ -347,9 +350,9 @@ def test_controls_that_cannot_be_made_are_left_out_and_noted():
 def test_controls_that_are_fitted_on_other_images_than_the_circuit_are_noted():
     made, _, held_out, circuit = planted()
     note = (
-        "The circuit was found on 24 images, and the controls were fitted on 9 others, so they are not treated alike."
+        "The circuit was found on 24 images, and the controls were fitted on another set of 9, so they are not treated"
     )
-    assert note in cc.controls(made.model, circuit, held_out, fit=planted_images(9, seed=4), draws=1).notes
+    assert f"{note} alike." in cc.controls(made.model, circuit, held_out, fit=planted_images(9, seed=4), draws=1).notes
     assert not any("not treated alike" in one for one in planted_report().notes)
 
 

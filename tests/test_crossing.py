@@ -1,6 +1,7 @@
 """The cross-test against masked runs of single images, and on a unit whose mechanisms are known."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -182,6 +183,16 @@ def test_a_path_is_found_again_from_where_it_began_to_where_it_was(size):
         again = found_again(made.model, path[:end], images)
         assert again == path[:end][-1]
         assert again.provenance["schedule"] == path[:end][-1].provenance["schedule"]
+
+
+def test_a_circuit_of_a_descent_that_was_ended_early_is_found_again():
+    """As for an R2 that is to be reached: no circuit has the one kernel that the descent is aimed at."""
+    made, images = plant(0, channels=10, depth=3, live=3, pairs=1, constants=2), planted_images(24)
+    path = cc.find_path(made.model, made.feature, images, kernels=1, enough=lambda one: len(one) > 20)
+    assert found_again(made.model, path, images) == path[-1]
+    edited = replace(path[-1], provenance={**path[-1].provenance, "asked": {"kernels": 1}})
+    with pytest.raises(cc.ConvCircuitsError, match="the descent that it is of ends before its size"):
+        found_again(made.model, [edited], images)
 
 
 @pytest.mark.parametrize(

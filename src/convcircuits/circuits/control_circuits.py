@@ -128,6 +128,9 @@ def refound(
         batches: The images to find on.
         model: The other model, of the same architecture.
         progress: Called with the number of images or steps done in each phase, and their total (or None).
+
+    Raises:
+        ConvCircuitsError: If the descent does not pass through the circuit's size, as in a file that was edited.
     """
     said, descent = circuit.provenance, descent_of(circuit)
     assert descent is not None
@@ -142,7 +145,12 @@ def refound(
         target=subject,
     )
     size, sizes = size_asked(said["asked"]), [size_asked(one) for one in said["path"]["asked"]]
-    level = next(level for level in descent(trace, sizes, **options) if level.size.within(size))
+    level = next((level for level in descent(trace, sizes, **options) if level.size.within(size)), None)
+    if level is None:
+        raise ConvCircuitsError(
+            f"The descent of {circuit!r} cannot be repeated: it does not pass through the size that its file says was "
+            "asked for."
+        )
     found = replace(
         circuit,
         elements=LayerTable(level.kernels),

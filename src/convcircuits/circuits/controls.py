@@ -339,8 +339,8 @@ def _report(
     found_on = circuit.provenance.get("images", provenance["fitted_on"])
     if found_on != provenance["fitted_on"]:
         notes.append(
-            f"The circuit was found on {found_on['count']} images, and the controls were fitted on "
-            f"{provenance['fitted_on']['count']} others, so they are not treated alike."
+            f"The circuit was found on {found_on['count']} images, and the controls were fitted on another set of "
+            f"{provenance['fitted_on']['count']}, so they are not treated alike."
         )
     if len(crops) < count:
         notes.append(

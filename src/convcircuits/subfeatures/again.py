@@ -60,13 +60,26 @@ def found_again(
 
 
 def _descended(model: nn.Module, circuit: Circuit, images: Images, **chosen: Any) -> Circuit:
-    """Return the circuit of the same size of a descent that is aimed at the same sizes."""
+    """Return the circuit of the same size of a descent that is aimed at the same sizes, and goes no further.
+
+    Raises:
+        ConvCircuitsError: If on these images the descent ends before that size.
+    """
     said = circuit.provenance
     asked, start = said["path"]["asked"], said["schedule"]["start"]  # whose default depends on the sizes
     size = {"kernels": [one["kernels"] for one in asked]} if "kernels" in asked[0] else asked[0]
-    path = find_path(model, circuit.feature, images, **size, **{**chosen, "start": start})
     own = size_asked(said["asked"])
-    return next(one for one in path if size_asked(one.provenance["asked"]).within(own))
+
+    def larger(one: Circuit) -> bool:
+        return not size_asked(one.provenance["asked"]).within(own)
+
+    path = find_path(model, circuit.feature, images, enough=larger, **size, **{**chosen, "start": start})
+    if not path or larger(path[-1]):
+        raise ConvCircuitsError(
+            f"{circuit!r} cannot be found again: on these images the descent that it is of ends before its size. Give "
+            "other images, or circuits of more kernels."
+        )
+    return path[-1]
 
 
 def _way(circuits: Sequence[Circuit]) -> dict[str, Any]:
