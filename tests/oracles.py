@@ -1005,19 +1005,20 @@ def kernel_calls(
     calls = {}
 
     def watch(slow, x, reads, out):
-        z = torch.zeros(*reads.shape, out[0, 0].numel(), dtype=out.dtype)
+        z = torch.zeros(len(x), *reads.shape, out[0, 0].numel(), dtype=out.dtype)
         for o, i in reads.nonzero().tolist() if of is None or slow.name in of else ():
             one = torch.zeros_like(slow.mask.detach())
             one[o, i] = 1
             weight = slow.weight * slow.keep * slow.spread(one)
-            z[o, i] = slow.apply_weight(x, weight, None, slow.module[0].groups if slow.conv else 1)[0, o].flatten()
-        calls.setdefault(slow.name, []).append((reads, z, out[0].reshape(len(reads), -1)))
+            alone = slow.apply_weight(x, weight, None, slow.module[0].groups if slow.conv else 1)
+            z[:, o, i] = alone[:, o].reshape(len(x), -1)
+        outputs = out.reshape(*out.shape[:2], -1)
+        calls.setdefault(slow.name, []).append([(reads, *one) for one in zip(z, outputs, strict=True)])
 
-    for image in images:
-        run = _Circuit(graph_module, slow, feature, gain or {}, offset or {}, watch)
-        with torch.no_grad(), contextlib.suppress(_Reached):
-            run.run(image[None].clone())
-    return calls
+    run = _Circuit(graph_module, slow, feature, gain or {}, offset or {}, watch)
+    with torch.no_grad(), contextlib.suppress(_Reached):
+        run.run(images.clone())
+    return {name: [one for of_image in zip(*found, strict=True) for one in of_image] for name, found in calls.items()}
 
 
 def design(full, circuit, o, at=slice(None)):

@@ -324,14 +324,15 @@ def errors(case, model, circuit, images, only=None):
     The pull toward gain 0 of strength 1, without its gains and with them.
     """
     layer, unit = circuit.feature.layer, circuit.feature.unit
-    full = oracles.kernel_calls(model, None, layer, unit, images, blocks=case.blocks)
+    about = {"blocks": case.blocks, "graph_module": oracles.trace(model, case.input_shape)}
+    full = oracles.kernel_calls(model, None, layer, unit, images, of=(), **about)
     masks = oracles.reachable(model, layer, unit, case.input_shape, dict(circuit.elements), blocks=case.blocks)
     found = {}
     for number, name in enumerate(circuit.gain):
         if only not in (None, name):
             continue
         before = {"gain": part(circuit.gain, number), "offset": part(circuit.offset, number)}
-        calls = oracles.kernel_calls(model, masks, layer, unit, images, blocks=case.blocks, **before)
+        calls = oracles.kernel_calls(model, masks, layer, unit, images, of=(name,), **about, **before)
         for o in masks[name].any(1).nonzero()[:, 0].tolist():
             y, z, rest = oracles.design(full[name], calls[name], o)
             fitted = rest + z @ circuit.gain[name][o].numpy() + float(circuit.offset[name][o])
