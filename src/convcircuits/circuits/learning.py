@@ -5,7 +5,8 @@ more than they can do. Here all constants together serve the one map.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,11 +23,14 @@ from convcircuits.compiler.layout import UnextractableError
 from convcircuits.errors import ConvCircuitsError
 from convcircuits.network.calls import KernelCall
 from convcircuits.network.masking import Masks, Subject
+from convcircuits.threads import SideBySide
 from convcircuits.values.feature import at
 
 _DECAY = 20.0
 """The last step is this many times smaller than the first."""
 _AT_ONCE = 16
+_SIDE_BY_SIDE = 4
+"""Number of parts of a batch that run at once, at most: every part costs time in Python, where only one runs."""
 _IN_MEMORY = 512
 _POLISHED = 128
 """L-BFGS runs on at most so many images, which all run for each of its steps."""
@@ -45,7 +49,7 @@ Tables = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Gains, layer name -> (out, in per group), and offsets, layer name -> (out,)."""
 
 Compute = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From images, gains and offsets by number to the map."""
+"""From images, the gains of a circuit's kernels and the offsets of its live filters, in order, to the map."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class Learn:
     def __init__(self, trace: Trace, fit: Refit, training: Training, *, control: bool = False) -> None:
         self._subject, self._progress = trace.subject, trace.progress
         self._fit, self._training, self._control = fit, training, control
+        self._threads = SideBySide(_SIDE_BY_SIDE if trace.subject.network.device.type == "cpu" else 1)
         self.cost, self.notes = fit.cost, list[str]()
         self.cost["trained"] = self.cost["polished"] = 0
         parts = list(trace.batches.sample(_IN_MEMORY, trace.seed))
@@ -191,40 +196,41 @@ class Learn:
 
     def _with(self, tables: Tables, masks: Masks, run: Compute) -> Callable[[Tensor], Tensor]:
         """Return the map of a circuit with some constants, as a function of images."""
-        gain, offset = (
-            _flat(table).to(self._subject.network.device, self._subject.network.dtype)
-            for table in _complete(tables, masks)
-        )
-        return lambda images: run(images, gain, offset)
+        gains, offsets = self._constants(_complete(tables, masks), masks)
+        return lambda images: run(images, gains, offsets)
+
+    def _constants(self, tables: Tables, masks: Masks) -> tuple[Tensor, Tensor]:
+        """Return the gains of a circuit's kernels and the offsets of its live filters, in order."""
+        some = (_among(table, kept) for table, kept in zip(tables, _kept_and_live(masks), strict=True))
+        gains, offsets = (one.to(self._subject.network.device, self._subject.network.dtype) for one in some)
+        return gains, offsets
 
     def _trained(
         self, start: Tables, masks: Masks, run: Compute, steps: int, polish: int, part: float
     ) -> tuple[Tables, float]:
         """Return the constants after some steps at a part of the rate and some iterations of L-BFGS, and the error."""
         device, dtype = self._subject.network.device, self._subject.network.dtype
-        whole = _complete(start, masks)
-        gain, offset = (_flat(table).to(device, dtype) for table in whole)
-        kept = torch.cat([mask.flatten() for mask in masks.kernels.values()]).nonzero()[:, 0] + 1
-        live = torch.cat([mask.any(1) for mask in masks.kernels.values()]).nonzero()[:, 0] + 1
-        spread = self._spread(replace(masks, gain=whole[0], offset=whole[1]).to(device, dtype))[live]
+        whole, (kept, live) = _complete(start, masks), _kept_and_live(masks)
+        gains, offsets = self._constants(whole, masks)
+        spread = _among(self._spread(replace(masks, gain=whole[0], offset=whole[1]).to(device, dtype)), live)
         positive = self._fit.positive
-        with torch.enable_grad():
-            gains = gain[kept].clone().requires_grad_()
+        threads = self._threads if isinstance(run, Trainable) else nullcontext()  # masked runs change the model
+        with torch.enable_grad(), threads:
+            gains.requires_grad_()
             shifts = torch.zeros_like(spread, requires_grad=True)
 
-            def constants(gains: Tensor) -> tuple[Tensor, Tensor]:
-                moved = offset[live] + shifts * spread
-                return gain.index_put((kept,), gains), offset.index_put((live,), moved)
+            def moved() -> Tensor:
+                return offsets + shifts * spread
 
             def maps(images: Tensor) -> Tensor:
-                return run(images, *constants(gains))
+                return run(images, gains, moved())
 
             def maps_of_roots(images: Tensor) -> Tensor:
-                return run(images, *constants(roots.square()))
+                return run(images, roots.square(), moved())
 
             rate = part * self._training.rate * min(1.0, math.sqrt(_MANY / (len(gains) + len(shifts))))
             led_anywhere = self._descend([gains, shifts], maps, steps, rate)
-            error, trained = self._error(maps), [values.detach().cpu() for values in constants(gains)]
+            error, trained = self._error(maps), [gains.detach().clone(), moved().detach()]
             if polish and led_anywhere:
                 if positive:  # squares of what is moved stay so; a gain of 0 has slope 0 and stays 0
                     roots = gains.detach().sqrt().requires_grad_()
@@ -233,22 +239,32 @@ class Learn:
                 else:
                     self._polish([gains, shifts], maps, polish)
                 if (polished := self._error(maps)) < error:  # it may not be, on images that it did not run on
-                    error, trained = polished, [values.detach().cpu() for values in constants(gains)]
-        return (_like(whole[0], trained[0]), _like(whole[1], trained[1])), error
+                    error, trained = polished, [gains.detach(), moved().detach()]
+        gain, offset = (one.cpu() for one in trained)
+        return (_with(whole[0], kept, gain), _with(whole[1], live, offset)), error
 
     def _error(self, maps: Callable[[Tensor], Tensor]) -> float:
         """Return the loss on all images."""
-        total = 0.0
         with torch.no_grad():
-            for some in torch.split(torch.arange(len(self._images)), _AT_ONCE):
-                total += len(some) * float(self._loss_of(maps, some))
+            loss, _ = self._loss_and_slopes(maps, torch.arange(len(self._images)), [])
         self.cost["forward"] += len(self._images)
-        return total / len(self._images)
+        return float(loss)
 
-    def _loss_of(self, maps: Callable[[Tensor], Tensor], some: Tensor) -> Tensor:
-        """Return the loss on some of the images."""
-        counted = None if self._counted is None else self._counted[some]
-        return self._loss(_units_last(at(maps(self._images[some]), counted)), self._targets[some])
+    def _loss_and_slopes(
+        self, maps: Callable[[Tensor], Tensor], some: Tensor, parameters: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the loss on some of the images, and its slopes with respect to some parameters."""
+        at_once = self._threads.count
+        parts = at_once * math.ceil(len(some) / (at_once * _AT_ONCE))
+
+        def of(part: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+            counted = None if self._counted is None else self._counted[part]
+            got = _units_last(at(maps(self._images[part]), counted))
+            loss = self._loss(got, self._targets[part]) * (len(part) / len(some))
+            return loss.detach(), torch.autograd.grad(loss, parameters) if parameters else ()
+
+        losses, slopes = zip(*self._threads.map(of, torch.tensor_split(some, min(parts, len(some)))), strict=True)
+        return sum(losses[1:], losses[0]), [sum(each[1:], each[0]) for each in zip(*slopes, strict=True)]
 
     def _descend(self, parameters: list[Tensor], maps: Callable[[Tensor], Tensor], steps: int, rate: float) -> bool:
         """Take the steps, and return whether they led anywhere. Of the parameters, the first are the gains."""
@@ -262,10 +278,9 @@ class Learn:
             if len(order) < min(training.batch, len(self._images)):
                 order = torch.cat([order, torch.randperm(len(self._images), generator=generator)])
             some, order = order[: training.batch], order[training.batch :]
-            loss = self._loss_of(maps, some)
+            loss, slopes = self._loss_and_slopes(maps, some, parameters)
             if not bool(loss.isfinite()):
                 return False  # the error on all images will say so
-            slopes = torch.autograd.grad(loss, parameters)
             if step == 0 and not any(bool(slope.any()) for slope in slopes):
                 return False  # nothing reaches the map, on these images and so hardly on others
             for parameter, slope in zip(parameters, slopes, strict=True):
@@ -288,19 +303,14 @@ class Learn:
 
         def loss() -> float:
             nonlocal evaluations
-            total, slopes = 0.0, [torch.zeros_like(parameter) for parameter in parameters]
-            for some in torch.split(images, _AT_ONCE):
-                part = self._loss_of(maps, some) * (len(some) / len(images))
-                more = torch.autograd.grad(part, parameters)
-                slopes = [slope + one for slope, one in zip(slopes, more, strict=True)]
-                total += float(part.detach())
+            total, slopes = self._loss_and_slopes(maps, images, parameters)
             for parameter, slope in zip(parameters, slopes, strict=True):
                 parameter.grad = slope
             self.cost["polished"] += len(images)
             evaluations += 1
             if self._progress is not None:
                 self._progress(min(evaluations, iterations), iterations)
-            return total
+            return float(total)
 
         optimizer.step(loss)  # type: ignore[no-untyped-call]
 
@@ -321,17 +331,17 @@ class Learn:
         except UnextractableError as problem:
             self.notes.append(f"Constants are trained by masked runs of the whole model, which are slower: {problem}")
 
-        def run(images: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
-            gains = _like(masks.kernels, gain)
-            offsets = _like({layer: mask[:, 0] for layer, mask in masks.kernels.items()}, offset)
-            return self._subject.maps(images, replace(masks, gain=gains, offset=offsets))
+        def run(images: Tensor, gains: Tensor, offsets: Tensor) -> Tensor:
+            (gain, offset), (kept, live) = _complete(({}, {}), masks), _kept_and_live(masks)
+            gain, offset = _with(gain, kept, gains), _with(offset, live, offsets)
+            return self._subject.maps(images, replace(masks, gain=gain, offset=offset))
 
         return run
 
-    def _spread(self, masks: Masks) -> Tensor:
-        """Return the standard deviation of each filter's output in the circuit, by number; 1 if it does not vary."""
+    def _spread(self, masks: Masks) -> dict[str, Tensor]:
+        """Return the standard deviation of each filter's output in the circuit, (out,); 1 if it does not vary."""
         moments = self._moments(self._subject, masks)
-        return _flat({layer: torch.where(moments[layer][1] > 0, moments[layer][1], 1) for layer in masks.kernels})
+        return {layer: torch.where(moments[layer][1] > 0, moments[layer][1], 1) for layer in masks.kernels}
 
     def _moment_matched(self, masks: Masks) -> Tables:
         """Return gains and offsets that give every live filter the mean and the spread of its output in the full model.
@@ -418,13 +428,20 @@ def _complete(tables: Tables, masks: Masks) -> Tables:
     )
 
 
-def _flat(table: Mapping[str, Tensor]) -> Tensor:
-    """Return values by number, from 1; the first is 0."""
-    values = [value.flatten() for value in table.values()]
-    return torch.cat([values[0].new_zeros(1), *values])
+def _kept_and_live(masks: Masks) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return which kernels are in a circuit, (out, in per group), and which filters are live, (out,)."""
+    return dict(masks.kernels), {layer: mask.any(1) for layer, mask in masks.kernels.items()}
 
 
-def _like(table: Mapping[str, Tensor], values: Tensor) -> dict[str, Tensor]:
-    """Return values by number as a table of the same shapes."""
-    parts = torch.split(values[1:], [one.numel() for one in table.values()])
-    return {layer: part.reshape(one.shape) for (layer, one), part in zip(table.items(), parts, strict=True)}
+def _among(table: Mapping[str, Tensor], some: Mapping[str, Tensor]) -> Tensor:
+    """Return the values of a table where another one says so, in order."""
+    return torch.cat([table[layer][where.to(table[layer].device)] for layer, where in some.items()])
+
+
+def _with(table: Mapping[str, Tensor], some: Mapping[str, Tensor], values: Tensor) -> dict[str, Tensor]:
+    """Return a table with these values, in order, where another one says so; on their device, and of their dtype."""
+    parts = torch.split(values, [int(where.sum()) for where in some.values()])
+    return {
+        layer: table[layer].to(values).masked_scatter(where.to(values.device), part)
+        for (layer, where), part in zip(some.items(), parts, strict=True)
+    }

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from convcircuits.loops import on_all_threads
 from convcircuits.network.calls import Lattice
+from convcircuits.threads import on_all_threads
 
 Reads = list[tuple[Float[Tensor, "g i k p"], Float[Tensor, "g o p"]]]
 """For each call of a layer on one image: what the kernels read, (g, i, k, p), and the filters' gradients, (g, o, p)."""

@@ -9,6 +9,7 @@ from the library when it runs.
 """
 
 import importlib
+import os
 import signal
 
 from convcircuits.cli.console import end_at_once, run
@@ -18,4 +19,7 @@ def main() -> None:
     """Run the command, for the installed script and for ``python -m convcircuits``."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)  # during imports, and after the work is done
+    # Else torch's threads wait in loops for a while after each operation, and keep a core from other threads and from
+    # whatever else runs on the machine. It must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     run(lambda: importlib.import_module("convcircuits.cli.application").app)

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -343,6 +344,9 @@ def _masks(subject: Subject, circuit: Circuit, *, effective: bool) -> Masks:
 class Trainable:
     """A circuit as a module whose gains and offsets are given at every call.
 
+    It may be called in several threads at once. Each has a copy of the module, of the same tensors, as a call replaces
+    the parameters.
+
     Attributes:
         module: The module, with gain 1 and offset 0.
         kernels: Name of a weight, or of a sparse convolution's gains -> the number of the kernel that each of its
@@ -353,13 +357,14 @@ class Trainable:
     module: CircuitModule
     kernels: dict[str, Tensor]
     filters: dict[str, Tensor]
+    _copies: dict[int, CircuitModule] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, subject: Subject, masks: Masks) -> "Trainable":
         """Write the module of a circuit.
 
-        Kernels are numbered from 1 over the layers of its masks in order, each in row-major order; so are filters. 0
-        stands for none.
+        Its kernels are numbered from 1 over the layers of its masks in order, each in row-major order; so are its live
+        filters. 0 stands for none.
 
         Raises:
             UnextractableError: If the model cannot be written as a module.
@@ -387,18 +392,24 @@ class Trainable:
                 filters |= {f"{name}.bias": numbers for numbers in biases}
         return cls(module.requires_grad_(False), kernels, filters)
 
-    def __call__(self, images: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, gains: Tensor, offsets: Tensor) -> Tensor:
         """Compute the feature's map.
 
         Args:
             images: (N, C, H, W).
-            gain: The gain of each kernel, by number; the first value is not used.
-            offset: The offset of each filter, by number; the first value must be 0.
+            gains: (kernels,), the gain of each kernel.
+            offsets: (filters,), the offset of each live filter.
         """
-        parameters = dict(self.module.named_parameters())
-        weights = {name: parameters[name] * gain[number] for name, number in self.kernels.items()}
-        biases = {name: parameters[name] + offset[number] for name, number in self.filters.items()}
-        maps: Tensor = functional_call(self.module, weights | biases, (images,))
+        gains, offsets = torch.cat([gains.new_ones(1), gains]), torch.cat([offsets.new_zeros(1), offsets])
+        thread = threading.get_ident()
+        if thread not in self._copies:
+            tensors = (*self.module.parameters(), *self.module.buffers())
+            self._copies[thread] = copy.deepcopy(self.module, {id(one): one for one in tensors})
+        module = self._copies[thread]
+        parameters = dict(module.named_parameters())
+        weights = {name: parameters[name] * gains[number] for name, number in self.kernels.items()}
+        biases = {name: parameters[name] + offsets[number] for name, number in self.filters.items()}
+        maps: Tensor = functional_call(module, weights | biases, (images,))
         return maps
 
 
@@ -407,12 +418,13 @@ class _Numbered(Masks):
 
     @classmethod
     def of(cls, masks: Masks) -> "_Numbered":
-        """Number the kernels and filters of some masks."""
-        gain, offset, kernels, filters = {}, {}, 1, 1
+        """Number the kernels and live filters of some masks."""
+        gain, offset, kernels, filters = {}, {}, 0, 0
         for layer, mask in masks.kernels.items():
-            gain[layer] = torch.arange(kernels, kernels + mask.numel()).double().reshape(mask.shape)
-            offset[layer] = torch.arange(filters, filters + len(mask)).double()
-            kernels, filters = kernels + mask.numel(), filters + len(mask)
+            live = mask.any(1)
+            gain[layer] = (kernels + mask.flatten().cumsum(0).double().reshape(mask.shape)) * mask
+            offset[layer] = (filters + live.cumsum(0).double()) * live
+            kernels, filters = kernels + int(mask.sum()), filters + int(live.sum())
         return cls(masks.kernels, gain, offset, masks.effective, masks.weights, masks.constant)
 
     def weight_and_bias(self, call: KernelCall, running: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from convcircuits.loops import has_loops, on_all_threads
+from convcircuits.loops import has_loops
+from convcircuits.threads import on_all_threads
 
 _DENSE, _DENSE_POINTWISE = 0.3, 0.2
 """From this share of the work on, a plain convolution is about as fast, forward and backward; then for 1 x 1 ones."""

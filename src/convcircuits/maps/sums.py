@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convcircuits.errors import ConvCircuitsError
-from convcircuits.loops import has_loops, on_all_threads
+from convcircuits.loops import has_loops
 from convcircuits.maps.interior import Interior, highest_of
+from convcircuits.threads import on_all_threads
 
 _IN_CACHE = 2**17
 """Number of values, in double precision, that stay in a core's cache."""
