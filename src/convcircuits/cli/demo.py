@@ -19,7 +19,7 @@ MODEL, LAYER, SIZE = "vgg16_hed", "features.14", 80
 CRITERIA = ("gauss_newton", "actgrad", "snip")  # compared with the descent
 DENSITIES = (0.1, 0.03, 0.01)  # of the descent's circuits that are compared, about
 # A little worse than the defaults, for a demo of a few minutes.
-LEARNED = ("start=0.1", "tolerance=0.1", "steps=30", "polish=100")
+LEARNED = ("start=0.1", "ratio=0.5", "tolerance=0.1", "steps=30", "final=480", "polish=100")
 
 
 def demo(
