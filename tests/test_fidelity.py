@@ -28,6 +28,7 @@ def loaded(name):
 
 
 page = loaded("fidelity_page")
+fidelity = loaded("fidelity")
 ONE = torch.ones(1, 2, dtype=torch.float64)
 
 
@@ -134,13 +135,12 @@ def test_the_papers_protocol_is_a_mean_over_units():
 
 
 def test_the_papers_protocol_measures_every_criterion_at_every_density(monkeypatch):
-    benchmark = loaded("fidelity")
-    monkeypatch.setattr(benchmark, "PAPER", (0.9, 0.5, 0.2))
+    monkeypatch.setattr(fidelity, "PAPER", (0.9, 0.5, 0.2))
     case = NETS["plain"]
     images, (layer, unit) = case.images(6), case.features[-1]
-    data = benchmark.Data(None, SimpleNamespace(model=case.build()), images, images, [], [])
+    data = fidelity.Data(None, SimpleNamespace(model=case.build()), images, images, [], [])
     feature = cc.Feature(layer, unit)
-    found = benchmark.paper(data, feature)
+    found = fidelity.paper(data, feature)
     assert list(found["figures"]) == ["actgrad", "snip", "force", "progressive"]
     full = oracles.full_map(data.model, layer, unit, images).flatten()
     scores = cc.score(data.model, feature, images, criterion="snip")
@@ -231,7 +231,6 @@ def test_verdicts_beside_controls_that_could_not_be_trained_are_said_to_be_old()
 
 
 def test_stored_circuits_are_those_of_their_records():
-    fidelity = loaded("fidelity")
     files = sorted((BENCHMARKS / "records" / "fidelity").rglob("*.safetensors.gz"))
     assert files
     for file in files:
@@ -245,18 +244,24 @@ def test_stored_circuits_are_those_of_their_records():
 
 @pytest.mark.zoo
 @pytest.mark.slow
-def test_the_quick_benchmark_runs_and_goes_on_where_it_stood(tmp_path):
-    command = [sys.executable, BENCHMARKS / "fidelity.py", "--quick", "--folder", tmp_path / "measured"]
-    first = subprocess.run([*command, "--out", tmp_path / "page.md"], capture_output=True, text=True, check=True)
+def test_the_quick_benchmark_runs_and_goes_on_where_it_stood(tmp_path, monkeypatch, capsys):
+    command = [BENCHMARKS / "fidelity.py", "--quick", "--folder", tmp_path / "measured"]
+
+    def run(*options):  # a process of its own would import torch and compile loops anew
+        monkeypatch.setattr(sys, "argv", [str(word) for word in (*command, *options)])
+        fidelity.main()
+        return capsys.readouterr().out
+
+    first = [sys.executable, *command, "--out", tmp_path / "page.md"]
+    told = subprocess.run(first, capture_output=True, text=True, check=True).stdout
     text = (tmp_path / "page.md").read_text()
     for way in ("snip", "snip, readout", "snip, refitted", "progressive"):
         assert f"\n| {way} | " in text
     assert "What this shows" not in text  # which is of the whole benchmark
     files = sorted((tmp_path / "measured").rglob("*.json"))
     assert [file.stem.rpartition("-")[2] for file in files] == ["progressive", "snip"]
-    assert len(first.stdout.splitlines()) == 2
-    again = subprocess.run([*command, "--out", tmp_path / "again.md"], capture_output=True, text=True, check=True)
-    assert again.stdout == ""
+    assert len(told.splitlines()) == 2
+    assert run("--out", tmp_path / "again.md") == ""
     assert (tmp_path / "again.md").read_text() == text
     record = json.loads(files[0].read_text())
     assert not set(record["train"]) & set(record["test"])
@@ -267,14 +272,14 @@ def test_the_quick_benchmark_runs_and_goes_on_where_it_stood(tmp_path):
     inside = curve_of_last(record)
     assert inside == pytest.approx(record["controls"]["circuit"]["r2_interior"], abs=1e-5)
     files[0].write_text(json.dumps(record | {"controls": None}))  # measured again on the circuit that was stored
-    controls = [*command, "--controls", "--out", tmp_path / "again.md"]
-    subprocess.run(controls, capture_output=True, check=True)
+    controls = ["--controls", "--out", tmp_path / "again.md"]
+    run(*controls)
     assert json.loads(files[0].read_text()) == record
     files[0].with_suffix(".safetensors.gz").unlink()
-    told = subprocess.run(controls, capture_output=True, text=True, check=True).stdout
-    assert f"no circuit is stored; delete {files[0].name}" in told
-    told = subprocess.run([*controls, "--unit", "999"], capture_output=True, text=True, check=True).stdout
-    assert told == f"vgg16_hed features.5 has units [{record['unit']['unit']}], none of [999]\n"
+    assert f"no circuit is stored; delete {files[0].name}" in run(*controls)
+    assert (
+        run(*controls, "--unit", "999") == f"vgg16_hed features.5 has units [{record['unit']['unit']}], none of [999]\n"
+    )
     assert json.loads(files[0].read_text()) == record
 
 
