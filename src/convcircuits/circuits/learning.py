@@ -29,6 +29,7 @@ from convcircuits.values.feature import at
 _DECAY = 20.0
 """The last step is this many times smaller than the first."""
 _AT_ONCE = 16
+"""Number of images that run at once, in all threads together."""
 _SIDE_BY_SIDE = 4
 """Number of parts of a batch that run at once, at most: every part costs time in Python, where only one runs."""
 _IN_MEMORY = 512
@@ -254,8 +255,7 @@ class Learn:
         self, maps: Callable[[Tensor], Tensor], some: Tensor, parameters: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the loss on some of the images, and its slopes with respect to some parameters."""
-        at_once = self._threads.count
-        parts = at_once * math.ceil(len(some) / (at_once * _AT_ONCE))
+        parts = self._threads.count * math.ceil(len(some) / _AT_ONCE)
 
         def of(part: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
             counted = None if self._counted is None else self._counted[part]
