@@ -56,9 +56,7 @@ class SideBySide:
         if count > 1:
             share = self._of_torch // count
             self.count, self._pool = count, ThreadPoolExecutor(count, "part", torch.set_num_threads, (share,))
-            torch.set_num_threads(
-                share
-            )  # or what runs here between the parts would wake threads that then wait in loops
+            torch.set_num_threads(share)  # what runs here between parts wakes no others, which then wait in loops
         return self
 
     def __exit__(
