@@ -19,13 +19,13 @@ MODEL, LAYER, SIZE = "vgg16_hed", "features.14", 80
 CRITERIA = ("gauss_newton", "actgrad", "snip")  # compared with the descent
 DENSITIES = (0.1, 0.03, 0.01)  # of the descent's circuits that are compared, about
 # A little worse than the defaults, for a demo of a few minutes.
-LEARNED = ("start=0.1", "ratio=0.5", "tolerance=0.1", "steps=30", "final=480", "polish=100")
+LEARNED = ("start=0.1", "ratio=0.5", "tolerance=0.1", "steps=30", "final=400", "polish=100")
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("demo-output"),
     images: Annotated[str, typer.Option(help=options.IMAGES_HELP)] = "sample",
-    count: Annotated[int, typer.Option(min=1, max=1_000_000, help=options.COUNT_HELP)] = 48,
+    count: Annotated[int, typer.Option(min=1, max=1_000_000, help=options.COUNT_HELP)] = 40,
     seed: Annotated[int, typer.Option(min=0, help=options.SEED_HELP)] = 0,
     device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
