@@ -20,9 +20,9 @@ if torch.cuda.is_available():
 else:
     from far import DEVICE, Far
 
-# Residual connections, groups, depthwise kernels, concatenations, gates, Linear layers, weights that are computed,
-# layers that run several times, and padding of their own.
-KINDS = ["residual", "grouped", "mobile", "dense", "se_conv", "flat_head", "standardised", "twice", "same_pad"]
+# Residual connections, depthwise kernels, concatenations, gates, Linear layers, weights that are computed, layers that
+# run several times, and padding of their own; groups below.
+KINDS = ["residual", "mobile", "dense", "se_conv", "flat_head", "standardised", "twice", "same_pad"]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -31,8 +31,8 @@ torch.set_num_threads(1)
 pytestmark = pytest.mark.zoo
 
 FIRST = [(name, *ARCHITECTURES[name].features[0]) for name in FEW]
-# Features whose modules are not extracted, and whose circuits are neither refitted nor relabelled: the other feature of
-# their architecture has layers of the same kinds on its paths.
+# Features whose modules are not extracted, and whose circuits are neither refitted nor relabelled, as another one has
+# layers of the same kinds on its paths. (benchmarks/support.py extracts all of them, for the table in docs/support.md.)
 COVERED = {
     # A Linear on pooled maps, as those of ResNet-18, MobileNetV3, LCNet and ResNeSt, behind blocks like those before.
     "torchvision:googlenet-fc-1",
@@ -46,6 +46,23 @@ COVERED = {
     "torchvision:lraspp_mobilenet_v3_large-classifier.cbr.0-3",
     "timm:lcnet_050-blocks.4-5",
     "timm:convnext_atto-stages.2.blocks.2.conv_dw-5",
+    "torchvision:densenet121-features.denseblock2-300",
+    "timm:dpn68-features.conv4_3.c3x3_b.conv-5",
+    # Of blocks like those of another architecture: the wide ResNet, RegNet-X, MobileNetV3 small, ConvNeXt atto, the
+    # ResNetV2 of BiT behind BatchNorms like those of DenseNet, CSPDarkNet, GhostNetV2, Inception V3, the slim VoVNet.
+    "torchvision:resnet50-layer3-9",
+    "torchvision:fcn_resnet50-backbone.layer2-7",
+    "torchvision:resnext50_32x4d-layer3.2.conv2-9",
+    "timm:gernet_s-stages.2-5",
+    "torchvision:mobilenet_v3_large-features.12-5",
+    "timm:hardcorenas_a-blocks.3-5",
+    "torchvision:convnext_tiny-features.3-11",
+    "timm:resnetv2_50-stages.2.blocks.2.conv2-7",
+    "timm:darknet53-stages.2-5",
+    "timm:cspresnet50-stages.1-5",
+    "timm:ghostnet_100-blocks.6-5",
+    "timm:inception_v4-features.6-5",
+    "timm:vovnet39a-stages.2.blocks.0-5",
 }
 assert {*SUPPORTED} >= COVERED
 CASES = [  # COVERED last: pytest runs all tests of one case together, and tells cases by their places in both lists

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import convcircuits as cc
+from convcircuits.circuits.evaluation import evaluate_all
 from convcircuits.drawing import data, sheet
 from convcircuits.drawing.data import EdgeKind
 from convcircuits.drawing.edges import edges_of
@@ -59,13 +60,13 @@ def document(drawing):
     )
 
 
+@pytest.mark.usefixtures("opened_once")
 @pytest.mark.parametrize("granularity", ["filter", "kernel", "weight"])
 @pytest.mark.parametrize(("name", "layer", "unit"), CASES)
 def test_a_document_counts_what_evaluate_counts_and_holds_the_models_weights(name, layer, unit, granularity):
     model, images, circuit, other, drawing = laid(name, layer, unit, granularity)
     made = document(drawing)
-    for variant, one in zip(made.variants, drawing.circuits, strict=True):
-        report = cc.evaluate(model, one, images)
+    for variant, report in zip(made.variants, evaluate_all(model, drawing.circuits, images), strict=True):
         assert (variant.kernels, variant.filters) == (report.effective_kernels, report.effective_filters)
         assert variant.effective == variant.kernels
         assert variant.kept == report.kernels

@@ -15,6 +15,8 @@ from convcircuits.values.granularity import by_element, check_inside, elements_w
 from convcircuits.values.tables import LayerTable
 from nets import NETS
 
+pytestmark = pytest.mark.usefixtures("opened_once")
+
 torch.set_num_threads(1)
 
 OTHERS = ["filter", "weight"]

@@ -13,6 +13,8 @@ from convcircuits.circuits.relabelling import Relabelling, relabelled
 from convcircuits.network.masking import Subject
 from nets import NETS, WithConstant, net, seeded
 
+pytestmark = pytest.mark.usefixtures("opened_once")
+
 CASES = [(name, *feature) for name, case in NETS.items() for feature in case.features]
 
 
