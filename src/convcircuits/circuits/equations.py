@@ -20,7 +20,7 @@ FLOOR = 0.01
 """F in ``refitting``'s formula. A kernel that hardly varies on these images would get a huge gain, and may vary on
 others."""
 
-_CHUNK = 2**22  # values of what kernels read that are gathered at once
+_CHUNK = 2**22  # values of what kernels add that are computed at once
 _TINY = 1e-290  # below it, squares of float64 lose digits
 
 
@@ -51,7 +51,7 @@ class Equations:
         self._first = torch.ones(len(filters), dtype=torch.bool)
         self._few: list[tuple[Tensor, Tensor, Tensor]] = []  # filters, their values, and weights of the positions
         self._shift, self._sums = torch.zeros(2, len(filters), width + 1, dtype=torch.float64)
-        self._products = torch.zeros(0)
+        self._products, self._weighted = torch.zeros(0), False
 
     def add(
         self,
@@ -72,6 +72,7 @@ class Equations:
         """
         weight = target.new_ones(target.shape[1], dtype=torch.float64)
         if weights is not None:
+            self._weighted = True
             weight *= weights.repeat_interleave(len(weight) // len(weights)).to(weight)
         self._eps = max(self._eps, torch.finfo(target.dtype).eps)
         running = self._masks.running(call)
@@ -83,7 +84,7 @@ class Equations:
         missing = target - output
         added = self._added(call, running, output, positions)
         width = self._which.shape[1] + 1
-        step = max(1, _CHUNK // (width * call.kernels.shape[3] * target.shape[1]))
+        step = max(1, _CHUNK // (width * target.shape[1]))
         for some, computed in zip(torch.split(live, step), torch.split(place, step), strict=True):
             if len(some):
                 values = torch.cat([missing[computed, None], added(some, computed)], 1)
@@ -109,9 +110,10 @@ class Equations:
         """Add values of some filters: at 0 what is missing, then what kernels add."""
         width, new = values.shape[1], self._first[some]
         self._first[some] = False
-        self._shift[some[new], :width] = values[new.to(values.device)].mean(2).cpu()
-        values = values - self._shift[some, :width, None].to(values.device)
-        weighted = weight * values
+        if bool(new.any()):
+            self._shift[some[new], :width] = values[new.to(values.device)].mean(2).cpu()
+        values -= self._shift[some, :width, None].to(values.device)
+        weighted = weight * values if self._weighted else values
         self._sums[some, :width] += weighted.sum(2).cpu()
         self._products[some, :width, :width] += (weighted @ values.transpose(1, 2)).cpu()
 
@@ -139,11 +141,21 @@ class Equations:
         inputs = wide(inputs.flatten(0, 1).flatten(2))  # (g i, k, n p)
 
         def maps(some: Tensor, computed: Tensor) -> Tensor:
-            width = int(self._there[some].sum(1).max())
-            which = self._which[some, :width]
-            read = place[which + computed[:, None] // filters * channels]
-            used = kernels[computed[:, None], which] * self._there[some, :width, None].to(kernels)
-            return (used.flatten(0, 1)[:, None] @ inputs[read.flatten()]).reshape(len(some), width, -1)
+            there = self._there[some]
+            there = there[:, : int(there.sum(1).max())]
+            which = self._which[some, : there.shape[1]]
+            read = place[which + computed[:, None] // filters * channels][there]
+            used = kernels[computed[:, None].expand_as(which)[there], which[there]]
+            values = inputs.new_zeros(there.numel(), inputs.shape[2])
+            to = there.flatten().nonzero()[:, 0]
+            if kernels.shape[2] == 1:
+                values[to] = used * inputs[read, 0]
+            else:  # all kernels that read a channel at once
+                together = zip(torch.split(read.argsort(), read.bincount().tolist()), inputs, strict=False)
+                for those, channel in together:
+                    if len(those):
+                        values[to[those]] = used[those] @ channel
+            return values.reshape(*there.shape, -1)
 
         return maps
 
